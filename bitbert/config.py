@@ -1,0 +1,136 @@
+"""YAML plus ``key=value`` overrides -> a frozen, typed config; every problem in one message.
+
+One YAML file describes one whole run and inherits from nothing. ``a.b=c`` overrides are parsed as YAML, so
+``loss.mlm=0.5``, ``resume=false`` and ``sources=[{path: a.jsonl}]`` all mean what they look like.
+Environment variables in strings (``${BITBERT_DATA}``) are expanded, ``${NAME:-default}`` with a default.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bitbert.errors import UserError, did_you_mean
+from bitbert.files import write_text_atomically
+
+
+class FrozenConfig(BaseModel):
+    """Base of every config: unknown keys are refused and a config never changes once it is checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=FrozenConfig)
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[str] | None = None) -> ConfigT:
+    """Read ``path``, apply ``a.b=c`` overrides, and check the whole.
+
+    Raises:
+        UserError: the file is missing or not a mapping, an override has no ``=``, or values do not fit;
+            all wrong keys and values are named in the one message.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {str(path)!r} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"config file {str(path)!r} holds {type(data).__name__}, wanted a mapping of keys to values")
+    for override in overrides or []:
+        _apply_override(data, override)
+    return check_config(config_class, data, origin=str(path))
+
+
+def check_config(config_class: type[ConfigT], data: dict[str, Any], origin: str) -> ConfigT:
+    """Build ``config_class`` from plain data; ``origin`` names the data in the error message."""
+    try:
+        return config_class.model_validate(_expand(data, origin))
+    except ValidationError as error:
+        problems = [_describe(problem, config_class) for problem in error.errors()]
+        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        raise UserError(f"{origin}: {count}{' | '.join(problems)}") from error
+
+
+def dump_config(config: FrozenConfig, path: str | Path) -> None:
+    """Write the resolved config as YAML, so that the file alone repeats the run."""
+    write_text_atomically(Path(path), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r} has no '='; write it as key=value, e.g. optimizer.learning_rate=1e-3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    *parents, leaf = key.split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {parent!r} holds {child!r}, which has no keys below it")
+        node = child
+    node[leaf] = value
+
+
+def _expand(value: Any, origin: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(child, origin) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_expand(child, origin) for child in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name, default)
+        if found is None:
+            raise UserError(f"{origin}: {value!r} needs the environment variable {name}, which is not set; export {name}=...")
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _describe(problem: Any, config_class: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in problem["loc"]) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(config_class, problem["loc"][:-1])
+        hint = did_you_mean(str(problem["loc"][-1]), known)
+        return f"{location}: unknown key{hint or '; known keys: ' + ', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{location}: missing; this key has no default, set it in the file or as {location}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem["input"]
+    shown = "" if isinstance(got, dict) else f"got {got!r}: "
+    return f"{location}: {shown}{message}"
+
+
+def _fields_at(config_class: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Field names of the nested config that ``location`` points into."""
+    current: type[BaseModel] = config_class
+    for part in location:
+        field = current.model_fields.get(part) if isinstance(part, str) else None
+        if field is not None:
+            nested = _nested_config(field.annotation)
+            if nested is not None:
+                current = nested
+    return sorted(current.model_fields)
+
+
+def _nested_config(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        nested = _nested_config(argument)
+        if nested is not None:
+            return nested
+    return None

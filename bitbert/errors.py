@@ -1,0 +1,33 @@
+"""The one exception for mistakes a user can mend, and how the command-line doors report it."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Bad input: the message says the value got, the value wanted and what to do, on one line."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
+    matches = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def fail(message: str) -> NoReturn:
+    """Print ``message`` as one line on stderr and leave with the exit code of a user's mistake."""
+    one_line = " ".join(message.split())
+    print(f"error: {one_line}", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_USER_ERROR)
+
+
+def run_door(door: Callable[[], object]) -> None:
+    """Run a command-line door; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    try:
+        door()
+    except UserError as error:
+        fail(str(error))

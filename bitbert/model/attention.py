@@ -1,0 +1,96 @@
+"""Self-attention on bits, with BiPFT's low-rank estimators of what binarizing Q, K and V loses."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitbert.model.linear import Binarizer, BinaryLinear
+
+
+class ResidualEstimator(nn.Module):
+    """Estimates of the binarization residuals of Q, K and V from the full-precision layer input.
+
+    With Q = B_Q + R_Q, K = B_K + R_K: Q K^T = B_Q B_K^T + [B_Q R_K^T + R_Q B_K^T + R_Q R_K^T]. The bracket is the
+    residual polynomial. Rank-r linear maps of the layer input stand for its factors, shared by all heads:
+
+        E = q_m k_p^T + q_p k_m^T + q_p k_p^T       (positions x positions)
+        r_v = v_p                                    (one scalar a key position, for every head and channel)
+
+    where _p estimates a residual R and _m a binarized factor B (arXiv 2312.08937). E is added to the scores before
+    the division by sqrt(d); (A r_v) is added to every channel of the context.
+    The biases of ``key_residual`` and ``key_binary`` add a constant to each query's scores, which softmax ignores:
+    their gradient is zero. They are kept because the published parameters have them.
+    """
+
+    def __init__(self, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.query_residual = nn.Linear(hidden_size, rank)
+        self.key_residual = nn.Linear(hidden_size, rank)
+        self.query_binary = nn.Linear(hidden_size, rank)
+        self.key_binary = nn.Linear(hidden_size, rank)
+        self.value_residual = nn.Linear(hidden_size, 1)
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden_states (batch, positions, hidden) -> E (batch, 1, positions, positions), r_v (batch, 1, positions, 1)."""
+        q_p, k_p = self.query_residual(hidden_states), self.key_residual(hidden_states)
+        q_m, k_m = self.query_binary(hidden_states), self.key_binary(hidden_states)
+        scores = (q_m + q_p) @ k_p.transpose(-1, -2) + q_p @ k_m.transpose(-1, -2)
+        return scores.unsqueeze(1), self.value_residual(hidden_states).unsqueeze(1)
+
+
+class BinarySelfAttention(nn.Module):
+    """Multi-head self-attention whose four products have 1-bit operands.
+
+        S = (a_q a_k sign(Q) sign(K)^T + E) / sqrt(d) + mask
+        A = elastic unsigned binarization of softmax(S), in {0, a_p}
+        context = A (a_v sign(V)) + (A r_v) 1^T
+
+    Softmax runs in full precision. Dropout acts on the binarized A, never between a probability and its threshold.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.num_heads, self.head_size = config.num_attention_heads, config.head_size
+
+        def projection() -> BinaryLinear:
+            return BinaryLinear(config.hidden_size, config.hidden_size, kind="signed", weight_scale=config.weight_scale)
+
+        self.query, self.key, self.value = projection(), projection(), projection()
+        self.query_binarizer, self.key_binarizer, self.value_binarizer = (Binarizer("signed") for _ in range(3))
+        self.probability_binarizer = Binarizer("unsigned")
+        self.estimator = ResidualEstimator(config.hidden_size, config.residual_rank) if config.residual_rank else None
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, attention_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            hidden_states: (batch, positions, hidden).
+            attention_bias: (batch, 1, 1, positions), 0 at text and very negative at padding, or None.
+
+        Returns:
+            context (batch, positions, hidden) and the binarized probabilities (batch, heads, positions, positions).
+        """
+        queries, query_step = self.query_binarizer(self._split_heads(self.query(hidden_states)))
+        keys, key_step = self.key_binarizer(self._split_heads(self.key(hidden_states)))
+        values, value_step = self.value_binarizer(self._split_heads(self.value(hidden_states)))
+
+        scores = (queries @ keys.transpose(-1, -2)) * (query_step * key_step)
+        if self.estimator is not None:
+            score_residual, value_residual = self.estimator(hidden_states)
+            scores = scores + score_residual
+        scores = scores / self.head_size**0.5
+        if attention_bias is not None:
+            scores = scores + attention_bias
+        attended, probability_step = self.probability_binarizer(torch.softmax(scores, dim=-1))
+        attended = self.dropout(attended)
+
+        context = (attended @ values) * (probability_step * value_step)
+        if self.estimator is not None:
+            context = context + (attended @ value_residual) * probability_step
+        batch, _, positions, _ = context.shape
+        return context.transpose(1, 2).reshape(batch, positions, -1), attended * probability_step
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        batch, positions, _ = x.shape
+        return x.view(batch, positions, self.num_heads, self.head_size).transpose(1, 2)

@@ -1,0 +1,101 @@
+"""Binary linear layer, binary embedding and the step sizes they learn."""
+
+import torch
+from torch import Tensor, nn
+
+from bitbert.model.binarize import (
+    INITIAL_STEP_FACTOR,
+    binarize_embedding_rows,
+    binarize_signed,
+    binarize_unsigned,
+    binarize_weight,
+    step_size,
+)
+
+
+class Binarizer(nn.Module):
+    """Elastic activation binarizer with one learned step size alpha.
+
+    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (``unsigned``) in x's shape, step has
+    shape (1,), and codes * step is the binarized value.
+
+    While ``calibrating`` is set, a forward first puts alpha to 2 * mean|x| (signed) or 4 * mean|x| (unsigned);
+    the buffer ``calibrated`` records that it happened, so a loaded model is never calibrated by accident.
+    """
+
+    alpha: nn.Parameter
+    calibrated: Tensor
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.alpha = nn.Parameter(torch.ones(1))  # (1,): DeepSpeed cannot broadcast 0-dim parameters
+        self.register_buffer("calibrated", torch.zeros(1, dtype=torch.bool))
+        self.calibrating = False
+        self.monitor: BinarizerStatistics | None = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.calibrating:
+            self._calibrate(x)
+        step = step_size(self.alpha, x.numel())
+        if self.monitor is not None:
+            self.monitor.observe(x, step)
+        binarize = binarize_unsigned if self.kind == "unsigned" else binarize_signed
+        return binarize(x, step), step
+
+    @torch.no_grad()
+    def _calibrate(self, x: Tensor) -> None:
+        self.alpha.fill_(1.0).mul_(INITIAL_STEP_FACTOR[self.kind] * x.abs().mean())
+        self.calibrated.fill_(True)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind}"
+
+
+class BinarizerStatistics:
+    """What a person watches of one binarizer, kept as tensors so that the step has no host sync."""
+
+    def __init__(self) -> None:
+        self.saturation = torch.zeros(())
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, step: Tensor) -> None:
+        """saturation: share of inputs outside of the gradient window, where learning has stopped."""
+        self.saturation = (x.abs() > step).float().mean()
+
+
+class BinaryLinear(nn.Module):
+    """Linear layer with 1-bit weights and 1-bit inputs, y = s * a * (codes(x + m) @ sign(W - e)^T) + b.
+
+    Args:
+        kind: binarizer of the input, ``"signed"`` or ``"unsigned"``.
+
+    Shapes: x (..., in) -> y (..., out). Parameters: latent ``weight`` (out, in), ``bias`` (out), ``shift`` m (in),
+    added before binarization and initially 0 (BiT's and BiPFT's "move"), and the binarizer's step a.
+    The integer product is exact in float32 up to in = 2**24.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, kind: str, weight_scale: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.weight_scale = in_features, out_features, weight_scale
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.shift = nn.Parameter(torch.zeros(in_features))
+        self.input_binarizer = Binarizer(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, step = self.input_binarizer(x + self.shift)
+        signs, scale = binarize_weight(self.weight, self.weight_scale)
+        return nn.functional.linear(codes, signs) * (scale * step) + self.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, weight_scale={self.weight_scale}"
+
+
+class BinaryEmbedding(nn.Embedding):
+    """Word table of 1-bit entries with one scale a row; latent ``weight`` (vocabulary, hidden)."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids (batch, positions) -> binarized rows (batch, positions, hidden)."""
+        rows = nn.functional.embedding(input_ids, self.weight, self.padding_idx)
+        return binarize_embedding_rows(rows, self.weight.detach().mean())

@@ -1,0 +1,283 @@
+"""The transformers classes: one encoder, and the heads for pretraining and for tasks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    NextSentencePredictorOutput,
+    SequenceClassifierOutput,
+)
+from transformers.utils.generic import ModelOutput
+
+from bitbert.model.configuration import BitBertConfig
+from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
+from bitbert.model.linear import Binarizer, BinaryLinear
+
+IGNORED_LABEL = -100
+_TIED = {"mlm_head.decoder.weight": "bitbert.embeddings.word_embeddings.weight"}
+
+
+@dataclass
+class PreTrainingOutput(ModelOutput):
+    """Output of :class:`BitBertForPreTraining`.
+
+    Attributes:
+        loss: MLM + NSP cross-entropy, when both labels were given.
+        prediction_logits: (batch, positions, vocabulary), or (num_masked, vocabulary) with ``masked_positions``.
+        seq_relationship_logits: (batch, 2); class 0 = B follows A.
+        hidden_states: embedding output and each layer's output, (batch, positions, hidden) each.
+        attentions: binarized attention probabilities of each layer.
+    """
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class BitBertPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by all BitBERT classes."""
+
+    config_class = BitBertConfig
+    config: BitBertConfig
+    base_model_prefix = "bitbert"
+    # Step sizes and shifts decide bits; casting them to half precision would move thresholds.
+    _keep_in_fp32_modules_strict = {"alpha", "shift"}  # noqa: RUF012 (the name and type transformers reads)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, BinaryLinear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+            init.zeros_(module.shift)
+        elif isinstance(module, Binarizer):
+            init.ones_(module.alpha)
+            init.zeros_(module.calibrated)
+        else:
+            super()._init_weights(module)
+
+
+class BitBertModel(BitBertPreTrainedModel):
+    """The binary encoder: embeddings, layers and pooler."""
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = Pooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Take a new word table; a plain nn.Embedding's weights are kept in binary form.
+
+        ``resize_token_embeddings`` hands over a plain embedding, which would silently stop being binary.
+        """
+        table = self.embeddings.word_embeddings
+        table.weight, table.num_embeddings = value.weight, value.num_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """
+        Args:
+            input_ids: (batch, positions), int64.
+            attention_mask: (batch, positions), 1 at text and 0 at padding; None = no padding.
+            token_type_ids: (batch, positions), 0 or 1; None = all 0.
+        """
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        hidden = self.embeddings(input_ids, token_type_ids)
+        bias = None
+        if attention_mask is not None:
+            bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
+        hidden_states, attentions = [hidden], []
+        for layer in self.layers:
+            hidden, attention = layer(hidden, bias)
+            hidden_states.append(hidden)
+            attentions.append(attention)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=self.pooler(hidden),
+            hidden_states=tuple(hidden_states) if _flag(output_hidden_states, self.config.output_hidden_states) else None,
+            attentions=tuple(attentions) if _flag(output_attentions, self.config.output_attentions) else None,
+        )
+        return output if _flag(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+class BitBertForPreTraining(BitBertPreTrainedModel):
+    """Masked-LM and next-sentence heads on the binary encoder."""
+
+    _tied_weights_keys = _TIED
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.bitbert = BitBertModel(config)
+        self.mlm_head = MaskedLMHead(config)
+        self.nsp_head = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.mlm_head.decoder = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> PreTrainingOutput | tuple[Any, ...]:
+        """
+        Args:
+            masked_positions: flat indices into (batch * positions), (num_masked,), int64. The decoder, by far the
+                widest product of the model, then runs on these only.
+            labels: token ids, -100 where not masked; (batch, positions), or (num_masked,) with ``masked_positions``.
+            next_sentence_label: (batch,), 0 = B follows A, 1 = random.
+        """
+        output = self.bitbert(
+            input_ids, attention_mask, token_type_ids, output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True
+        )
+        hidden = output.last_hidden_state
+        if masked_positions is not None:
+            hidden = hidden.flatten(0, 1)[masked_positions]
+        prediction_logits = self.mlm_head(hidden)
+        nsp_logits = self.nsp_head(output.pooler_output)
+        loss = None
+        if labels is not None and next_sentence_label is not None:
+            loss = _token_loss(prediction_logits, labels) + nn.functional.cross_entropy(nsp_logits, next_sentence_label)
+        result = PreTrainingOutput(
+            loss=loss,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=nsp_logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if _flag(return_dict, self.config.return_dict) else result.to_tuple()
+
+
+class BitBertForMaskedLM(BitBertPreTrainedModel):
+    """Masked-LM head on the binary encoder."""
+
+    _tied_weights_keys = _TIED
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.bitbert = BitBertModel(config)
+        self.mlm_head = MaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.mlm_head.decoder = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> MaskedLMOutput | tuple[Any, ...]:
+        """labels: (batch, positions), token ids or -100."""
+        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
+        logits = self.mlm_head(output.last_hidden_state)
+        loss = None if labels is None else _token_loss(logits, labels)
+        result = MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        return result if return_dict else result.to_tuple()
+
+
+class BitBertForNextSentencePrediction(BitBertPreTrainedModel):
+    """Next-sentence head on the pooled output; class 0 = B follows A."""
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.bitbert = BitBertModel(config)
+        self.nsp_head = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> NextSentencePredictorOutput | tuple[Any, ...]:
+        """labels: (batch,), 0 or 1."""
+        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
+        logits = self.nsp_head(output.pooler_output)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        result = NextSentencePredictorOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        return result if return_dict else result.to_tuple()
+
+
+class BitBertForSequenceClassification(BitBertPreTrainedModel):
+    """Dropout and a full-precision linear classifier on the pooled output; one label = regression."""
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bitbert = BitBertModel(config)
+        dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """labels: (batch,), int64 classes, or float values when there is one label (mean squared error)."""
+        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
+        logits = self.classifier(self.dropout(output.pooler_output))
+        loss = None
+        if labels is not None and self.num_labels == 1:
+            loss = nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        elif labels is not None:
+            loss = nn.functional.cross_entropy(logits, labels)
+        result = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        return result if return_dict else result.to_tuple()
+
+
+def _encode(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, options: dict[str, Any]
+) -> tuple[BaseModelOutputWithPooling, bool]:
+    return_dict = _flag(options.pop("return_dict", None), model.config.return_dict)
+    return model.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options), return_dict
+
+
+def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL)
+
+
+def _flag(given: bool | None, default: bool) -> bool:
+    return default if given is None else given

@@ -1,0 +1,287 @@
+"""Contract 3: the packed 1-bit checkpoint. numpy and safetensors only; docs/format.md is the specification.
+
+A checkpoint is a folder: ``config.json``, ``model.safetensors``, the tokenizer's file, ``README.md`` (model card)
+and ``SHA256SUMS``. Binary matrices hold one bit a weight: bit 1 = negative, little-endian bits in a byte, each row
+padded with zero bits to a multiple of 64. Everything else is float32 under the name it has in the torch model.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from bitbert.errors import UserError
+from bitbert.files import publish_folder, read_json, sha256_file
+from bitbert.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = "bitbert-packed"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+SUMS_FILE = "SHA256SUMS"
+
+_CHOICES = {
+    "weight_scale": ("tensor", "channel"),
+    "hidden_act": ("gelu", "relu"),
+    "ffn_input": ("signed", "unsigned"),
+    "pooler": ("plain", "residual_norm"),
+    "head": ("none", "nsp", "classification", "regression"),
+}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "max_length",
+)
+
+
+@dataclass(frozen=True)
+class PackedConfig:
+    """What config.json says: shape, method, head. Sizes have HF's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    method: str
+    weight_scale: str
+    residual_rank: int
+    hidden_act: str
+    ffn_input: str
+    pooler: str
+    head: str
+    max_length: int
+    labels: list[str] = field(default_factory=list)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    model_type: str = "bitbert"
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head's output."""
+        return {"none": 0, "nsp": 2, "regression": 1, "classification": len(self.labels)}[self.head]
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A checked checkpoint: config and tensors, by the names and shapes of :func:`tensor_specs`."""
+
+    config: PackedConfig
+    tensors: dict[str, np.ndarray]
+    tokenizer: Tokenizer
+
+
+def row_bytes(num_bits: int) -> int:
+    """Bytes of a packed row: whole 64-bit words."""
+    return -(-num_bits // 64) * 8
+
+
+def pack_bits(negative: np.ndarray) -> np.ndarray:
+    """Pack the last axis: bool (..., n), True = negative -> uint8 (..., row_bytes(n))."""
+    packed = np.packbits(negative, axis=-1, bitorder="little")
+    missing = row_bytes(negative.shape[-1]) - packed.shape[-1]
+    return np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)])
+
+
+def unpack_bits(packed: np.ndarray, num_bits: int) -> np.ndarray:
+    """Inverse of :func:`pack_bits`: uint8 (..., row_bytes(n)) -> bool (..., n)."""
+    return np.unpackbits(packed, axis=-1, count=num_bits, bitorder="little").astype(bool)
+
+
+def binary_matrices(config: PackedConfig) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of every binary matrix by its prefix; the word table is one of them."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes = {"bitbert.embeddings.word_embeddings": (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        layer = f"bitbert.layers.{index}"
+        for name in ("attention.query", "attention.key", "attention.value", "attention_output"):
+            shapes[f"{layer}.{name}"] = (hidden, hidden)
+        shapes[f"{layer}.intermediate"] = (inner, hidden)
+        shapes[f"{layer}.output"] = (hidden, inner)
+    return shapes | {"bitbert.pooler.dense": (hidden, hidden)}
+
+
+def tensor_specs(config: PackedConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every tensor that the checkpoint holds, no more and no less."""
+    specs: dict[str, tuple[str, tuple[int, ...]]] = {}
+    hidden = config.hidden_size
+
+    def add(name: str, *shape: int) -> None:
+        specs[name] = ("float32", shape)
+
+    def add_norm(name: str) -> None:
+        add(f"{name}.weight", hidden)
+        add(f"{name}.bias", hidden)
+
+    for name, (rows, columns) in binary_matrices(config).items():
+        specs[f"{name}.weight_bits"] = ("uint8", (rows, row_bytes(columns)))
+        is_table = name.endswith("word_embeddings")
+        add(f"{name}.weight_scale", rows if is_table or config.weight_scale == "channel" else 1)
+        if not is_table:
+            add(f"{name}.bias", rows)
+            add(f"{name}.shift", columns)
+            add(f"{name}.input_binarizer.alpha", 1)
+    add("bitbert.embeddings.position_embeddings.weight", config.max_position_embeddings, hidden)
+    add("bitbert.embeddings.token_type_embeddings.weight", config.type_vocab_size, hidden)
+    add_norm("bitbert.embeddings.LayerNorm")
+    for index in range(config.num_hidden_layers):
+        layer = f"bitbert.layers.{index}"
+        for name in ("query", "key", "value", "probability"):
+            add(f"{layer}.attention.{name}_binarizer.alpha", 1)
+        if config.residual_rank:
+            for name in ("query_residual", "key_residual", "query_binary", "key_binary", "value_residual"):
+                rank = 1 if name == "value_residual" else config.residual_rank
+                add(f"{layer}.attention.estimator.{name}.weight", rank, hidden)
+                add(f"{layer}.attention.estimator.{name}.bias", rank)
+        add_norm(f"{layer}.attention_norm")
+        add_norm(f"{layer}.output_norm")
+    if config.pooler == "residual_norm":
+        add_norm("bitbert.pooler.LayerNorm")
+    if config.head != "none":
+        head = "nsp_head" if config.head == "nsp" else "classifier"
+        add(f"{head}.weight", config.num_outputs, hidden)
+        add(f"{head}.bias", config.num_outputs)
+    return specs
+
+
+def save_packed(folder: Path, model: PackedModel, card: str, *, replace: bool = False) -> None:
+    """Write a checkpoint; the folder appears whole or not at all.
+
+    Raises:
+        UserError: the tensors do not fit the config, or the folder exists and ``replace`` is false.
+    """
+    _check_tensors(model.config, model.tensors, str(folder))
+    with publish_folder(folder, replace=replace) as temporary:
+        text = json.dumps(asdict(model.config), indent=2, sort_keys=True, ensure_ascii=False)
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        # "pt" is the marker that transformers asks of a safetensors file.
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()}, temporary / WEIGHTS_FILE, {"format": "pt"})
+        model.tokenizer.save(temporary)
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+        sums = [f"{sha256_file(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
+        (temporary / SUMS_FILE).write_text("".join(sums), encoding="utf-8")
+
+
+def load_packed(path: str | Path) -> PackedModel:
+    """Read a checkpoint; hashes are checked before any byte is interpreted.
+
+    Raises:
+        UserError: the folder is not a packed checkpoint of a known version, a file was altered, or the tensors are
+            not exactly those that the config asks for.
+    """
+    folder = Path(path)
+    if not is_packed(folder):
+        raise UserError(f"{str(folder)!r} is not a packed checkpoint (no {SUMS_FILE} and {WEIGHTS_FILE}); make one with bitbert-export or bitbert-finetune")
+    _check_sums(folder)
+    config = parse_config(read_json(folder / CONFIG_FILE, "packed config"), str(folder / CONFIG_FILE))
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"{str(folder / WEIGHTS_FILE)!r} is not a readable safetensors file: {error}") from error
+    _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
+    tokenizer = load_tokenizer(str(folder))
+    if tokenizer.fingerprint != config.tokenizer.get("fingerprint"):
+        raise UserError(
+            f"tokenizer in {str(folder)!r} has fingerprint {tokenizer.fingerprint[:12]}, the model was trained with "
+            f"{str(config.tokenizer.get('fingerprint'))[:12]}; restore the checkpoint's own tokenizer"
+        )
+    return PackedModel(config, tensors, tokenizer)
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether ``folder`` looks like a packed checkpoint."""
+    return (folder / SUMS_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes of everything in the checkpoint folder."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def parse_config(data: Any, origin: str) -> PackedConfig:
+    """Check the keys, types and values of config.json."""
+    if not isinstance(data, dict):
+        raise UserError(f"{origin}: holds {type(data).__name__}, wanted an object")
+    found = (data.get("format"), data.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION):
+        raise UserError(f"{origin}: is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; export the model again or update bitbert")
+    names = {config_field.name for config_field in fields(PackedConfig)}
+    if set(data) != names:
+        raise UserError(f"{origin}: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}; the file is not of version {FORMAT_VERSION}")
+    for name in (*_SIZES, "residual_rank"):
+        lowest = 0 if name == "residual_rank" else 1
+        if type(data[name]) is not int or not lowest <= data[name] < 2**31:
+            raise UserError(f"{origin}: {name} is {data[name]!r}, wanted an integer of at least {lowest}")
+    for name, choices in _CHOICES.items():
+        if data[name] not in choices:
+            raise UserError(f"{origin}: {name} is {data[name]!r}, wanted one of {', '.join(choices)}")
+    if data["hidden_size"] % data["num_attention_heads"]:
+        raise UserError(f"{origin}: hidden_size {data['hidden_size']} is not a multiple of num_attention_heads {data['num_attention_heads']}")
+    if data["max_length"] > data["max_position_embeddings"]:
+        raise UserError(f"{origin}: max_length {data['max_length']} is above max_position_embeddings {data['max_position_embeddings']}")
+    if not isinstance(data["layer_norm_eps"], float) or not 0 <= data["layer_norm_eps"] < 1:
+        raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
+    labels = data["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or (data["head"] == "classification" and len(labels) < 2):
+        raise UserError(f"{origin}: labels are {labels!r}, wanted a list of at least two strings for a classification head")
+    if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
+        raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
+    return PackedConfig(**data)
+
+
+def _check_sums(folder: Path) -> None:
+    entries = {}
+    for line in (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        entries[name] = digest
+    for required in (CONFIG_FILE, WEIGHTS_FILE):
+        if required not in entries:
+            raise UserError(f"{str(folder / SUMS_FILE)!r} does not list {required}; the checkpoint is damaged, copy it again")
+    files = {file.name for file in folder.iterdir()} - {SUMS_FILE}
+    if files != set(entries):
+        raise UserError(f"{str(folder)!r}: {SUMS_FILE} lists {sorted(entries)}, the folder has {sorted(files)}; copy the checkpoint again")
+    for name, digest in entries.items():
+        found = sha256_file(folder / name)
+        if found != digest:
+            raise UserError(f"{str(folder / name)!r} was altered or cut off: sha256 is {found[:12]}..., {SUMS_FILE} says {digest[:12]}...; copy the checkpoint again")
+
+
+def _check_tensors(config: PackedConfig, tensors: Mapping[str, np.ndarray], origin: str) -> None:
+    specs = tensor_specs(config)
+    missing, extra = sorted(set(specs) - set(tensors)), sorted(set(tensors) - set(specs))
+    if missing or extra:
+        raise UserError(f"{origin}: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}; the file does not fit its config")
+    for name, (dtype, shape) in specs.items():
+        tensor = tensors[name]
+        if str(tensor.dtype) != dtype or tensor.shape != shape:
+            raise UserError(f"{origin}: {name} is {tensor.dtype} {tensor.shape}, wanted {dtype} {shape}")
+        if dtype == "float32" and not np.isfinite(tensor).all():
+            raise UserError(f"{origin}: {name} holds values that are not finite; the model diverged or the file is damaged")
+        if name.endswith((".alpha", ".weight_scale")) and not (tensor > 0).all():
+            raise UserError(f"{origin}: {name} holds {tensor.min()}, wanted scales above 0")
+    for name, (_, columns) in binary_matrices(config).items():
+        bits = tensors[f"{name}.weight_bits"]
+        tail = bits[:, columns // 8 :].copy()
+        if columns % 8:
+            tail[:, 0] >>= columns % 8
+        if tail.any():
+            raise UserError(f"{origin}: {name}.weight_bits has bits set beyond column {columns}, wanted zeros; the file was not written by this format")

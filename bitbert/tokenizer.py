@@ -1,0 +1,206 @@
+"""WordPiece (`tokenizers`) and SentencePiece behind one face, with a fingerprint of what decides the ids.
+
+The shards, the teacher and every packed model carry the fingerprint, so ids of one vocabulary never meet the
+embedding table of another.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from bitbert.errors import UserError
+from bitbert.resources import resolve
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDPIECE_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+
+
+class Tokenizer(ABC):
+    """Text -> token ids without special tokens, plus the ids of the five special tokens.
+
+    Attributes:
+        kind: ``"wordpiece"`` or ``"sentencepiece"``.
+        vocab_size: number of ids, special tokens included.
+        fingerprint: hex SHA-256 over everything that decides which ids a text gets.
+        pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+    """
+
+    kind: str
+    vocab_size: int
+    fingerprint: str
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+
+    @abstractmethod
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens and without truncation."""
+
+    @abstractmethod
+    def token_to_id(self, token: str) -> int | None:
+        """Id of one token, or None when the vocabulary lacks it."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> str:
+        """Write the tokenizer into ``folder`` and return the file's name."""
+
+    def describe(self) -> dict[str, Any]:
+        """What manifests and checkpoints record of a tokenizer."""
+        return {
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            **{f"{name}_id": getattr(self, f"{name}_id") for name in ("pad", "unk", "cls", "sep", "mask")},
+        }
+
+    def encode_pair(self, first: str, second: str | None, max_length: int) -> tuple[list[int], list[int]]:
+        """``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``: (input_ids, token_type_ids).
+
+        Too long a pair is cut token by token from the end of the longer part, as in BERT.
+        """
+        a, *rest = self.encode_batch([first] if second is None else [first, second])
+        b = rest[0] if rest else []
+        room = max_length - (2 if second is None else 3)
+        while len(a) + len(b) > room:
+            (a if len(a) >= len(b) else b).pop()
+        return join_segments(a, None if second is None else b, self.cls_id, self.sep_id)
+
+    def _find_special_tokens(self, origin: str) -> None:
+        missing = [token for token in SPECIAL_TOKENS if self.token_to_id(token) is None]
+        if missing:
+            raise UserError(f"tokenizer {origin!r} lacks {', '.join(missing)}; a BERT vocabulary has {', '.join(SPECIAL_TOKENS)}")
+        for token in SPECIAL_TOKENS:
+            setattr(self, f"{token.strip('[]').lower()}_id", self.token_to_id(token))
+
+
+def join_segments(a: list[int], b: list[int] | None, cls_id: int, sep_id: int) -> tuple[list[int], list[int]]:
+    """Add [CLS] and [SEP] around one or two id lists: (input_ids, token_type_ids)."""
+    input_ids = [cls_id, *a, sep_id]
+    token_type_ids = [0] * len(input_ids)
+    if b is not None:
+        input_ids += [*b, sep_id]
+        token_type_ids += [1] * (len(b) + 1)
+    return input_ids, token_type_ids
+
+
+class WordPieceTokenizer(Tokenizer):
+    """WordPiece through `tokenizers`, from a ``tokenizer.json`` or a ``vocab.txt`` (uncased BERT rules)."""
+
+    kind = "wordpiece"
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        if path.suffix == ".json":
+            try:
+                self._backend = Backend.from_file(str(path))
+            except Exception as error:  # the Rust binding raises bare Exception
+                raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from error
+        else:
+            self._backend = _uncased_bert_backend(path)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.vocab_size = self._backend.get_vocab_size()
+        self.fingerprint = _wordpiece_fingerprint(self._backend.to_str())
+        self._find_special_tokens(str(path))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def save(self, folder: Path) -> str:
+        (folder / WORDPIECE_FILE).write_text(self._backend.to_str(), encoding="utf-8")
+        return WORDPIECE_FILE
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model whose user-defined symbols include the five BERT special tokens."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self._proto = path.read_bytes()
+            self._backend = SentencePieceProcessor(model_proto=self._proto)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"SentencePiece model {str(path)!r} cannot be read: {error}") from error
+        self.vocab_size = self._backend.get_piece_size()
+        self.fingerprint = hashlib.sha256(self._proto).hexdigest()
+        self._find_special_tokens(str(path))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return self._backend.encode(texts, out_type=int)
+
+    def token_to_id(self, token: str) -> int | None:
+        token_id = self._backend.piece_to_id(token)
+        return token_id if self._backend.id_to_piece(token_id) == token else None
+
+    def save(self, folder: Path) -> str:
+        (folder / SENTENCEPIECE_FILE).write_bytes(self._proto)
+        return SENTENCEPIECE_FILE
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a tokenizer from a file, from a model folder, from ``package://DIST/PATH`` or from a Hugging Face id.
+
+    Raises:
+        UserError: nothing readable is there, or the vocabulary lacks a special token.
+    """
+    path = Path(resolve(name)).expanduser()
+    if path.is_dir():
+        candidates = (WORDPIECE_FILE, SENTENCEPIECE_FILE, "vocab.txt")
+        found = [path / candidate for candidate in candidates if (path / candidate).is_file()]
+        if not found:
+            raise UserError(f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; give a folder or file that holds one")
+        path = found[0]
+    elif not path.is_file():
+        path = _download(name)
+    return SentencePieceTokenizer(path) if path.suffix == ".model" else WordPieceTokenizer(path)
+
+
+def _download(name: str) -> Path:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"tokenizer {name!r} does not exist; give a folder, a tokenizer.json, a vocab.txt, a .model file or a Hugging Face id")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name, WORDPIECE_FILE))
+    except Exception as error:  # offline, unknown id, gated: one answer for the user
+        reason = str(error).splitlines()[0]
+        raise UserError(f"tokenizer {name!r} is not a local path and could not be fetched from the Hugging Face hub ({reason})") from error
+
+
+def _uncased_bert_backend(path: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    try:
+        tokens = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"vocabulary {str(path)!r} cannot be read: {error}") from error
+    if tokens and not tokens[-1]:
+        tokens.pop()
+    vocab = {token.rstrip("\r"): index for index, token in enumerate(tokens)}
+    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocab])
+    return backend
+
+
+def _wordpiece_fingerprint(serialized: str) -> str:
+    """Hash of what decides the ids; padding, truncation and templates around the text do not count."""
+    parts = json.loads(serialized)
+    deciding = {key: parts[key] for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+    deciding["added_tokens"] = sorted((entry["id"], entry["content"]) for entry in deciding["added_tokens"])
+    canonical = json.dumps(deciding, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
