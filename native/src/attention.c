@@ -53,21 +53,16 @@ void bb_pack_keys(const bitbert_model *model, const bb_sequence *sequence, size_
     }
 }
 
-/* E[row, key] = sum over ranks of (q_m + q_p) k_p, plus the sum of q_p k_m. */
-static void estimate_scores(const bitbert_model *model, const bb_sequence *sequence, size_t row, float *out) {
+/* Adds up the factors of E's row and lets the kernels multiply them out. */
+static void estimate_scores(const bitbert_model *model, bb_worker *worker, const bb_sequence *sequence, size_t row, float *out) {
     const bb_scratch *scratch = model->scratch;
-    const size_t rank = (size_t)model->config.residual_rank, padded_keys = scratch->num_groups * BB_PANEL;
-    const size_t num_keys = sequence->num_groups * BB_PANEL;
+    const size_t rank = (size_t)model->config.residual_rank, stride = scratch->num_groups * BB_PANEL;
     const float *query = scratch->estimates + row * (4 * rank + 1);
     const float *keys = scratch->key_estimates + sequence->first_group * BB_PANEL;
-    for (size_t k = 0; k < num_keys; k++) {
-        float with_residual = 0, with_binary = 0;
-        for (size_t r = 0; r < rank; r++) {
-            with_residual += (query[2 * rank + r] + query[r]) * keys[r * padded_keys + k];
-            with_binary += query[r] * keys[(rank + r) * padded_keys + k];
-        }
-        out[k] = with_residual + with_binary;
-    }
+    for (size_t r = 0; r < rank; r++) worker->query_factors[r] = query[2 * rank + r] + query[r];
+    const bb_estimate estimate = {.rank = rank, .stride = stride, .both = worker->query_factors, .residual = query,
+                                  .key_residual = keys, .key_binary = keys + rank * stride};
+    model->kernels->estimate(&estimate, sequence->num_rows, out);
 }
 
 /* One head of up to eight rows of a sequence. */
@@ -88,8 +83,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
     for (size_t group = 0; group < num_groups; group++)
         kernels->count(queries, words, keys + group * words * BB_PANEL, false, worker->counts + group * panel_stride);
 
-    float residuals[BB_QUERY_TILE];
-    int32_t ones[BB_QUERY_TILE];
+    bb_attended results[BB_QUERY_TILE];
     const size_t rank = (size_t)model->config.residual_rank, padded_keys = scratch->num_groups * BB_PANEL;
     bb_attention attention = {
         .panel_stride = panel_stride,
@@ -97,6 +91,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         .head_size = (int32_t)size,
         .score_scale = layer->query_key_step,
         .inverse_root = (float)(1 / sqrt((double)size)),
+        .step = layer->probability_step,
         .half_step = layer->probability_step / 2,
         .value_residual = estimated ? scratch->key_estimates + 2 * rank * padded_keys + sequence->first_group * BB_PANEL : NULL,
     };
@@ -104,8 +99,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
     for (size_t i = 0; i < num_rows; i++) {
         attention.counts = worker->counts + i * BB_PANEL;
         attention.score_residual = estimated ? worker->score_residual + i * num_groups * BB_PANEL : NULL;
-        residuals[i] = kernels->attend(&attention, worker->scores, worker->attended + i * num_groups) * layer->probability_step;
-        ones[i] = bb_count_ones(worker->attended + i * num_groups, num_groups);
+        results[i] = kernels->attend(&attention, worker->scores, worker->attended + i * num_groups);
     }
 
     const bb_rows attended = {.words = worker->attended, .stride = num_groups, .num_rows = num_rows};
@@ -113,11 +107,10 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
     for (size_t word = 0; word < words; word++) {
         const size_t channel = head * size + word * 32;
         kernels->count(attended, num_groups, values + word * num_groups * BB_PANEL, true, worker->counts);
-        for (size_t i = 0; i < num_rows; i++) {
-            uint32_t bits = kernels->context(worker->counts + i * BB_PANEL, ones[i], layer->probability_value_step, residuals[i],
-                                             layer->attention_output.shift + channel);
-            bb_put_bits(context + i * model->hidden_words, channel, smaller(32, size - word * 32), bits);
-        }
+        uint32_t bits[BB_QUERY_TILE];
+        kernels->context(worker->counts, num_rows, results, layer->probability_value_step, layer->attention_output.shift + channel, bits);
+        for (size_t i = 0; i < num_rows; i++)
+            bb_put_bits(context + i * model->hidden_words, channel, smaller(32, size - word * 32), bits[i]);
     }
 }
 
@@ -131,7 +124,7 @@ void bb_attend(const bitbert_model *model, const bb_layer *layer, bb_worker *wor
         const size_t num_rows = smaller(BB_QUERY_TILE, rest);
         if (model->config.residual_rank)
             for (size_t i = 0; i < num_rows; i++)
-                estimate_scores(model, sequence, row + i, worker->score_residual + i * sequence->num_groups * BB_PANEL);
+                estimate_scores(model, worker, sequence, row + i, worker->score_residual + i * sequence->num_groups * BB_PANEL);
         for (size_t head = 0; head < (size_t)model->config.num_attention_heads; head++)
             attend_head(model, layer, worker, sequence, row, num_rows, head, worker->context + done * model->hidden_words);
         done += num_rows;

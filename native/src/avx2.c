@@ -88,16 +88,24 @@ BB_INLINE void count_rows(bb_rows rows, size_t num_words, const uint32_t *panel,
     }
 }
 
-static void count(bb_rows rows, size_t num_words, const void *panel, bool mask, uint32_t *counts) {
+static void count(bb_rows rows, size_t num_words, const uint32_t *panel, bool mask, uint32_t *counts) {
     if (mask)
         count_rows(rows, num_words, panel, true, counts);
     else
         count_rows(rows, num_words, panel, false, counts);
 }
 
-const bb_kernels bb_avx2_kernels = {
-    .name = "avx2", .rows_per_block = 32, .count_weights = count, .count = count, BB_PLAIN_WEIGHTS, BB_ELEMENTWISE,
-};
+static double spin(size_t rounds) {
+    __m256i sums[8];
+    const __m256i word = _mm256_set1_epi32((int32_t)rounds);
+    for (int i = 0; i < 8; i++) sums[i] = _mm256_set1_epi32(i);
+    for (size_t round = 0; round < rounds; round++)
+        for (int i = 0; i < 8; i++) sums[i] = _mm256_add_epi8(sums[i], popcount_bytes(_mm256_xor_si256(sums[i], word)));
+    for (int i = 0; i < 8; i++) __asm__ volatile("" : : "x"(sums[i])); /* the sums are wanted, as far as the compiler knows */
+    return (double)rounds * 8 * 256;
+}
+
+const bb_kernels bb_avx2_kernels = {.name = "avx2", .rows_per_block = 32, .count = count, .spin = spin, BB_ELEMENTWISE};
 
 BB_TARGET_END
 #endif

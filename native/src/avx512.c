@@ -47,16 +47,24 @@ BB_INLINE void count_rows(bb_rows rows, size_t num_words, const uint32_t *panel,
     for (; row < rows.num_rows; row++) count_tile(left + row * rows.stride, rows.stride, 1, num_words, panel, mask, counts + row * BB_PANEL);
 }
 
-static void count(bb_rows rows, size_t num_words, const void *panel, bool mask, uint32_t *counts) {
+static void count(bb_rows rows, size_t num_words, const uint32_t *panel, bool mask, uint32_t *counts) {
     if (mask)
         count_rows(rows, num_words, panel, true, counts);
     else
         count_rows(rows, num_words, panel, false, counts);
 }
 
-const bb_kernels bb_avx512_kernels = {
-    .name = "avx512", .rows_per_block = 64, .count_weights = count, .count = count, BB_PLAIN_WEIGHTS, BB_ELEMENTWISE,
-};
+static double spin(size_t rounds) {
+    __m512i sums[16];
+    const __m512i word = _mm512_set1_epi32((int32_t)rounds);
+    for (int i = 0; i < 16; i++) sums[i] = _mm512_set1_epi32(i);
+    for (size_t round = 0; round < rounds; round++)
+        for (int i = 0; i < 16; i++) sums[i] = _mm512_add_epi32(sums[i], _mm512_popcnt_epi32(_mm512_xor_si512(sums[i], word)));
+    for (int i = 0; i < 16; i++) __asm__ volatile("" : : "v"(sums[i])); /* the sums are wanted, as far as the compiler knows */
+    return (double)rounds * 16 * 512;
+}
+
+const bb_kernels bb_avx512_kernels = {.name = "avx512", .rows_per_block = 64, .count = count, .spin = spin, BB_ELEMENTWISE};
 
 BB_TARGET_END
 #endif

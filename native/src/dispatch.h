@@ -8,7 +8,4 @@
  * NULL and a sentence in bitbert_error() when the processor does not run them. */
 const bb_kernels *bb_find_kernels(const char *name);
 
-/* Whether the operating system lets this process use AMX tiles (asked once; the permission stays). */
-int bb_amx_available(void);
-
 #endif

@@ -38,15 +38,6 @@ BB_INLINE bb_floats lanes_exp(bb_floats x) {
     return (bb_floats)((bb_ints)p + ((bb_ints)shifted << 23));
 }
 
-static size_t plain_panel_bytes(size_t num_words) { return num_words * BB_PANEL * sizeof(uint32_t); }
-
-static void pack_plain_panel(const uint32_t *rows, size_t stride, size_t num_rows, size_t num_words, void *panel) {
-    uint32_t *words = panel;
-    for (size_t word = 0; word < num_words; word++)
-        for (size_t row = 0; row < BB_PANEL; row++)
-            words[word * BB_PANEL + row] = row < num_rows ? rows[row * stride + word] : 0;
-}
-
 static void threshold_counts(const uint32_t *counts, size_t num_rows, bb_thresholds limits, uint32_t *bits, size_t stride) {
     const bb_words offset[2] = {lanes_load_words(limits.offset), lanes_load_words(limits.offset + BB_LANES)};
     const bb_words width[2] = {lanes_load_words(limits.width), lanes_load_words(limits.width + BB_LANES)};
@@ -75,22 +66,28 @@ static void scale_add_counts(const uint32_t *counts, size_t num_rows, const int3
 
 /* Bits of the lanes from `first` that lie within `width` entries. */
 BB_INLINE uint32_t lanes_inside(size_t first, size_t width) {
+    if (first >= width) return 0;
     return width - first >= BB_LANES ? 0xffffu : (1u << (width - first)) - 1;
 }
 
 static void normalize_row(const bb_norm *norm, float *row, uint32_t *const *bits) {
     const size_t width = norm->width;
-    bb_floats sum = {0};
-    for (size_t i = 0; i < width; i += BB_LANES) sum += lanes_load(row + i); /* the padding is 0 */
-    const float mean = lanes_sum(sum) / (float)width;
+    /* Rows are padded with zeros to 64 floats: four sums side by side hide the latency of an addition. */
+    bb_floats sums[4] = {{0}};
+    for (size_t i = 0; i < width; i += 4 * BB_LANES)
+        for (size_t j = 0; j < 4; j++) sums[j] += lanes_load(row + i + j * BB_LANES);
+    const float mean = lanes_sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)width;
 
-    bb_floats squares = {0};
-    for (size_t i = 0; i < width; i += BB_LANES) {
-        bb_floats centred = lanes_load(row + i) - mean;
-        if (width - i < BB_LANES) centred = lanes_keep(centred, lanes_inside(i, width));
-        squares += centred * centred;
-    }
-    const float inverse = (float)(1.0 / sqrt((double)lanes_sum(squares) / (double)width + norm->eps));
+    bb_floats squares[4] = {{0}};
+    for (size_t i = 0; i < width; i += 4 * BB_LANES)
+        for (size_t j = 0; j < 4; j++) {
+            const size_t at = i + j * BB_LANES;
+            bb_floats centred = lanes_load(row + at) - mean;
+            if (width - i < 4 * BB_LANES) centred = lanes_keep(centred, lanes_inside(at, width));
+            squares[j] += centred * centred;
+        }
+    const double variance = (double)lanes_sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / (double)width;
+    const float inverse = (float)(1.0 / sqrt(variance + norm->eps));
 
     const size_t num_shifts = norm->num_shifts;
     for (size_t i = 0; i < width; i += BB_LANES) {
@@ -105,7 +102,14 @@ static void normalize_row(const bb_norm *norm, float *row, uint32_t *const *bits
 }
 
 static void dot_row(const float *row, size_t width, const float *weights, size_t stride, const float *bias, size_t num_outputs, float *out) {
-    for (size_t output = 0; output < num_outputs; output++, weights += stride) {
+    size_t output = 0;
+    for (; output + 4 <= num_outputs; output += 4, weights += 4 * stride) {
+        bb_floats sums[4] = {{0}};
+        for (size_t i = 0; i < width; i += BB_LANES)
+            for (size_t j = 0; j < 4; j++) sums[j] += lanes_load(row + i) * lanes_load(weights + j * stride + i);
+        for (size_t j = 0; j < 4; j++) out[output + j] = lanes_sum(sums[j]) + bias[output + j];
+    }
+    for (; output < num_outputs; output++, weights += stride) {
         bb_floats sum = {0};
         for (size_t i = 0; i < width; i += BB_LANES) sum += lanes_load(row + i) * lanes_load(weights + i);
         out[output] = lanes_sum(sum) + bias[output];
@@ -123,7 +127,19 @@ static void embed_row(const uint32_t *bits, float scale, const float *type, cons
     }
 }
 
-static float attend_row(const bb_attention *attention, float *scores, uint32_t *bits) {
+static void estimate_row(const bb_estimate *estimate, size_t num_keys, float *out) {
+    const size_t rank = estimate->rank;
+    for (size_t k = 0; k < num_keys; k += BB_LANES) {
+        bb_floats with_residual = {0}, with_binary = {0};
+        for (size_t r = 0; r < rank; r++) {
+            with_residual += estimate->both[r] * lanes_load(estimate->key_residual + r * estimate->stride + k);
+            with_binary += estimate->residual[r] * lanes_load(estimate->key_binary + r * estimate->stride + k);
+        }
+        lanes_store(out + k, with_residual + with_binary);
+    }
+}
+
+static bb_attended attend_row(const bb_attention *attention, float *scores, uint32_t *bits) {
     const size_t num_keys = attention->num_keys;
     bb_floats largest = lanes_spread(-INFINITY);
     for (size_t k = 0; k < num_keys; k += BB_LANES) {
@@ -132,9 +148,11 @@ static float attend_row(const bb_attention *attention, float *scores, uint32_t *
         if (attention->score_residual) score += lanes_load(attention->score_residual + k);
         score *= attention->inverse_root;
         lanes_store(scores + k, score);
-        if (num_keys - k < BB_LANES)
+        if (num_keys - k < BB_LANES) {
             for (size_t lane = num_keys - k; lane < BB_LANES; lane++) scores[k + lane] = -INFINITY;
-        largest = lanes_max(largest, lanes_load(scores + k));
+            score = lanes_load(scores + k);
+        }
+        largest = lanes_max(largest, score);
     }
 
     const float top = lanes_largest(largest);
@@ -148,24 +166,28 @@ static float attend_row(const bb_attention *attention, float *scores, uint32_t *
     /* p > a_p / 2 with p = weight / sum; an absent key's weight of 4e-38 never passes. */
     const bb_floats limit = lanes_spread(attention->half_step * lanes_sum(sum));
     bb_floats residual = {0};
+    bb_attended attended = {.ones = 0};
     for (size_t k = 0; k < num_keys; k += BB_LANES) {
-        uint16_t attended = (uint16_t)lanes_less(limit, lanes_load(scores + k));
-        memcpy((char *)bits + k / 8, &attended, sizeof attended);
-        if (attention->value_residual) residual += lanes_keep(lanes_load(attention->value_residual + k), attended);
+        const uint32_t keys = lanes_less(limit, lanes_load(scores + k));
+        attended.ones += __builtin_popcount(keys);
+        memcpy((char *)bits + k / 8, &(uint16_t){(uint16_t)keys}, sizeof(uint16_t));
+        if (attention->value_residual) residual += lanes_keep(lanes_load(attention->value_residual + k), keys);
     }
-    return lanes_sum(residual);
+    if (attention->value_residual) attended.residual = lanes_sum(residual) * attention->step;
+    return attended;
 }
 
-static uint32_t context_bits(const uint32_t *counts, int32_t ones, float scale, float residual, const float *shift) {
-    bb_floats low = counts_to_products(counts, ones) * scale + residual + lanes_load(shift);
-    bb_floats high = counts_to_products(counts + BB_LANES, ones) * scale + residual + lanes_load(shift + BB_LANES);
-    return lanes_less(low, (bb_floats){0}) | lanes_less(high, (bb_floats){0}) << BB_LANES;
+static void context_rows(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits) {
+    const bb_floats low_shift = lanes_load(shift), high_shift = lanes_load(shift + BB_LANES);
+    for (size_t row = 0; row < num_rows; row++, counts += BB_PANEL) {
+        bb_floats low = counts_to_products(counts, attended[row].ones) * scale + attended[row].residual + low_shift;
+        bb_floats high = counts_to_products(counts + BB_LANES, attended[row].ones) * scale + attended[row].residual + high_shift;
+        bits[row] = lanes_less(low, (bb_floats){0}) | lanes_less(high, (bb_floats){0}) << BB_LANES;
+    }
 }
 
 #define BB_ELEMENTWISE \
     .threshold = threshold_counts, .scale_add = scale_add_counts, .normalize = normalize_row, .dot = dot_row, \
-    .embed = embed_row, .attend = attend_row, .context = context_bits
-
-#define BB_PLAIN_WEIGHTS .weight_panel_bytes = plain_panel_bytes, .pack_weight_panel = pack_plain_panel
+    .embed = embed_row, .estimate = estimate_row, .attend = attend_row, .context = context_rows
 
 #endif

@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "bits.h"
 #include "error.h"
+#include "panels.h"
 #include "scratch.h"
 
 typedef struct {
@@ -22,12 +23,12 @@ typedef struct {
 static void *row_of(void *rows, size_t row, size_t stride) { return (uint32_t *)rows + row * stride; }
 
 /* Linear layer whose outputs are bits. */
-static void linear_bits(const bb_kernels *kernels, const bb_linear *linear, bb_rows rows, uint32_t *counts, uint32_t *out, size_t stride) {
+static void linear_bits(const bb_kernels *kernels, const bb_linear *linear, bb_rows rows, bb_worker *worker, uint32_t *out, size_t stride) {
     for (size_t panel = 0; panel < linear->num_panels; panel++) {
         const size_t column = panel * BB_PANEL;
-        kernels->count_weights(rows, linear->num_words, linear->panels + panel * linear->panel_bytes, false, counts);
+        kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), false, worker->counts);
         const bb_thresholds limits = {.offset = linear->offset + column, .width = linear->width + column};
-        kernels->threshold(counts, rows.num_rows, limits, out + panel, stride);
+        kernels->threshold(worker->counts, rows.num_rows, limits, out + panel, stride);
     }
 }
 
@@ -38,7 +39,7 @@ static void linear_floats(const bb_kernels *kernels, const bb_linear *linear, bb
         worker->bases[row] = linear->mask ? bb_count_ones(rows.words + row * rows.stride, linear->num_words) : (int32_t)linear->num_inputs;
     for (size_t panel = 0; panel < linear->num_panels; panel++) {
         const size_t column = panel * BB_PANEL;
-        kernels->count_weights(rows, linear->num_words, linear->panels + panel * linear->panel_bytes, linear->mask, worker->counts);
+        kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), linear->mask, worker->counts);
         kernels->scale_add(worker->counts, rows.num_rows, worker->bases, linear->scale + column, linear->bias + column, accumulate,
                            out + column, stride);
     }
@@ -78,7 +79,7 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
     uint32_t *outputs[] = {scratch->query_bits, scratch->key_bits, scratch->value_bits};
     for (size_t s = 0; s < 3; s++) {
         const bb_rows rows = {.words = worker->bits[s], .stride = words, .num_rows = count};
-        linear_bits(kernels, linears[s], rows, worker->counts, outputs[s] + first * words, words);
+        linear_bits(kernels, linears[s], rows, worker, outputs[s] + first * words, words);
     }
     const size_t rank = (size_t)model->config.residual_rank, num_estimates = 4 * rank + 1;
     for (size_t row = 0; rank && row < count; row++)
@@ -135,7 +136,7 @@ static void layer_block(void *context, size_t worker_index, size_t block) {
     linear_floats(kernels, &layer->attention_output, rows, worker, true, hidden, model->hidden_stride);
     normalize(model, worker, &layer->attention_norm, 1, (float *const[]){layer->intermediate.shift}, hidden, count);
     rows.words = worker->bits[0];
-    linear_bits(kernels, &layer->intermediate, rows, worker->counts, worker->inner, model->inner_words);
+    linear_bits(kernels, &layer->intermediate, rows, worker, worker->inner, model->inner_words);
     rows = (bb_rows){.words = worker->inner, .stride = model->inner_words, .num_rows = count};
     linear_floats(kernels, &layer->output, rows, worker, true, hidden, model->hidden_stride);
     normalize_for_next(model, worker, &layer->output_norm, r->layer + 1, first, count);

@@ -2,7 +2,7 @@
  *
  * Panels. The right operand of a product (weights, keys, values) is stored in panels of 32 columns: for each 32-bit
  * word of the common dimension, the 32 columns' words lie side by side. Counting then keeps columns in vector
- * lanes and broadcasts words of the left operand. Columns beyond the matrix are zero words.
+ * lanes and broadcasts words of the left operand. Columns beyond the matrix are zero words. See panels.h.
  */
 #ifndef BB_KERNELS_H
 #define BB_KERNELS_H
@@ -22,7 +22,7 @@ typedef struct {
 
 /* counts[row][column] = popcount(row XOR column), or popcount(row AND column) when `mask` is set,
  * over `num_words` words; counts has num_rows * 32 entries. */
-typedef void bb_count(bb_rows rows, size_t num_words, const void *panel, bool mask, uint32_t *counts);
+typedef void bb_count(bb_rows rows, size_t num_words, const uint32_t *panel, bool mask, uint32_t *counts);
 
 /* Thresholds of one column: the output bit is (count - offset) <= width in unsigned 32-bit arithmetic,
  * which expresses every interval of counts and every complement of one. */
@@ -31,8 +31,8 @@ typedef struct {
     const uint32_t *width;
 } bb_thresholds;
 
-/* Layer normalisation of a row, and the bits that follow from it.
- * bits[s][i] = [out[i] + shift[s][i] < 0]. Arrays are padded with zeros to a multiple of 16 entries. */
+/* Layer normalisation of a row, and the bits that follow from it: bits[s][i] = [out[i] + shift[s][i] < 0].
+ * Arrays and rows are padded with zeros to a multiple of 64 entries. */
 typedef struct {
     const float *weight;
     const float *bias;
@@ -50,19 +50,30 @@ typedef struct {
     int32_t head_size;
     float score_scale;          /* a_q a_k */
     float inverse_root;         /* 1 / sqrt(head_size) */
-    float half_step;            /* a_p / 2 */
+    float step, half_step;      /* a_p, a_p / 2 */
     const float *score_residual; /* E[query], or NULL */
     const float *value_residual; /* r_v, or NULL; padded like the keys to a multiple of 16 */
 } bb_attention;
 
+/* What a query attends to: how many keys, and a_p times the sum of their r_v. */
+typedef struct {
+    int32_t ones;
+    float residual;
+} bb_attended;
+
+/* Factors of a row of E = sum over ranks of (q_m + q_p) k_p, plus the sum of q_p k_m; keys lie `stride` floats apart a rank. */
+typedef struct {
+    size_t rank, stride;
+    const float *both, *residual;              /* of the query: q_m + q_p and q_p */
+    const float *key_residual, *key_binary;    /* k_p and k_m */
+} bb_estimate;
+
 typedef struct {
     const char *name;
-    size_t rows_per_block;      /* rows that one pass over a layer's weights should serve */
-    /* Bytes of a weight panel of `num_words` words, and its making from 32 rows of canonical words. */
-    size_t (*weight_panel_bytes)(size_t num_words);
-    void (*pack_weight_panel)(const uint32_t *rows, size_t stride, size_t num_rows, size_t num_words, void *panel);
-    bb_count *count_weights;
-    bb_count *count;            /* the same on plain panels, which attention builds on the fly */
+    size_t rows_per_block; /* rows that one pass over a layer's weights should serve */
+    bb_count *count;
+    /* xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done. */
+    double (*spin)(size_t rounds);
     /* bits[row * stride] = 32 thresholded counts. */
     void (*threshold)(const uint32_t *counts, size_t num_rows, bb_thresholds limits, uint32_t *bits, size_t stride);
     /* out[row * stride + c] += float(bases[row] - 2 counts[row][c]) * scale[c] + bias[c], for 32 columns;
@@ -75,15 +86,17 @@ typedef struct {
     void (*dot)(const float *row, size_t width, const float *weights, size_t stride, const float *bias, size_t num_outputs, float *out);
     /* out = +-scale by the bits, plus type plus position, over `width` floats. */
     void (*embed)(const uint32_t *bits, float scale, const float *type, const float *position, size_t width, float *out);
-    /* Writes the bits of softmax(scores) > a_p / 2 and returns the sum of r_v over them; `scores` is scratch. */
-    float (*attend)(const bb_attention *attention, float *scores, uint32_t *bits);
-    /* One head's context bits: [(ones - 2 count) * scale + residual + shift < 0] for 32 channels. */
-    uint32_t (*context)(const uint32_t *counts, int32_t ones, float scale, float residual, const float *shift);
+    /* A row of E; `num_keys` is rounded up to whole vectors. */
+    void (*estimate)(const bb_estimate *estimate, size_t num_keys, float *out);
+    /* Writes the bits of softmax(scores) > a_p / 2; `scores` is scratch. */
+    bb_attended (*attend)(const bb_attention *attention, float *scores, uint32_t *bits);
+    /* Context bits of 32 channels for each row: [(ones - 2 count) * scale + residual + shift < 0]. */
+    void (*context)(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits);
 } bb_kernels;
 
 extern const bb_kernels bb_portable_kernels;
 #if defined(__x86_64__)
-extern const bb_kernels bb_avx2_kernels, bb_avx512_kernels, bb_amx_kernels;
+extern const bb_kernels bb_avx2_kernels, bb_avx512_kernels;
 #elif defined(__aarch64__)
 extern const bb_kernels bb_neon_kernels;
 #endif

@@ -11,6 +11,7 @@
 #include "dispatch.h"
 #include "error.h"
 #include "fold.h"
+#include "panels.h"
 #include "tensors.h"
 
 /* Everything that building needs; after a failure the builders do nothing, so that only the end is checked. */
@@ -71,13 +72,11 @@ static bb_affine affine(builder *b, const char *prefix) {
 }
 
 static bb_linear linear(builder *b, const char *prefix, int32_t num_outputs, int32_t num_inputs, bool mask) {
-    const bb_kernels *kernels = b->model->kernels;
     bb_linear made = {.num_inputs = (size_t)num_inputs, .num_outputs = (size_t)num_outputs, .mask = mask};
     made.num_words = bb_row_words(made.num_inputs);
-    made.num_panels = (made.num_outputs + BB_PANEL - 1) / BB_PANEL;
-    made.panel_bytes = kernels->weight_panel_bytes(made.num_words);
+    made.num_panels = bb_num_panels(made.num_outputs);
     const uint32_t *bits = bb_tensor(&b->tensors, made.num_outputs * made.num_words * sizeof(uint32_t), "%s.weight_bits", prefix);
-    made.panels = allocate(b, made.num_panels, made.panel_bytes);
+    made.panels = allocate(b, made.num_panels * BB_PANEL * made.num_words, sizeof(uint32_t));
     const size_t padded = made.num_panels * BB_PANEL;
     const size_t num_scales = b->model->config.channel_scale ? made.num_outputs : 1;
     const float *scale = floats(b, num_scales, prefix, "weight_scale");
@@ -88,11 +87,7 @@ static bb_linear linear(builder *b, const char *prefix, int32_t num_outputs, int
     made.scale = allocate(b, padded, sizeof(float));
     if (b->tensors.failed) return made;
     for (size_t output = 0; output < made.num_outputs; output++) made.scale[output] = scale[num_scales == 1 ? 0 : output] * step;
-    for (size_t panel = 0; panel < made.num_panels; panel++) {
-        const size_t first = panel * BB_PANEL, rest = made.num_outputs - first;
-        kernels->pack_weight_panel(bits + first * made.num_words, made.num_words, rest < BB_PANEL ? rest : BB_PANEL, made.num_words,
-                                   made.panels + panel * made.panel_bytes);
-    }
+    bb_pack_panels(bits, made.num_outputs, made.num_words, made.panels);
     return made;
 }
 

@@ -1,4 +1,4 @@
-/* A model in memory: weights in the layout of the chosen kernels, thresholds folded, float rows padded.
+/* A model in memory: weights in panels, thresholds folded, float rows padded.
  *
  * Float arrays over the hidden size are padded with zeros to `hidden_stride` and those over a linear layer's outputs
  * to whole panels, so that kernels need no scalar remainders.
@@ -15,8 +15,8 @@
 typedef struct {
     size_t num_inputs, num_outputs;
     size_t num_words;   /* 32-bit words of an input row */
-    size_t num_panels, panel_bytes;
-    unsigned char *panels;
+    size_t num_panels;
+    uint32_t *panels;   /* the weights; see panels.h */
     bool mask;          /* inputs are {0, 1} instead of signs */
     float half_step;    /* of the input's binarizer: the threshold of {0, 1} inputs */
     float *shift;       /* (inputs): what is added to an input before its threshold */

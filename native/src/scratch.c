@@ -7,7 +7,7 @@
 #include "bits.h"
 #include "error.h"
 
-enum { SHARED_BLOCKS = 12, WORKER_BLOCKS = 11 };
+enum { SHARED_BLOCKS = 12, WORKER_BLOCKS = 12 };
 
 /* 64-byte aligned zeros with a spare vector at the end, so that kernels may load whole vectors. */
 static void *allocate(bb_scratch *scratch, size_t count, size_t size) {
@@ -34,10 +34,11 @@ static bool make_worker(const bitbert_model *model, bb_scratch *scratch, bb_work
     worker->inner = allocate(scratch, rows * model->inner_words, sizeof(uint32_t));
     worker->scores = allocate(scratch, groups * BB_PANEL, sizeof(float));
     worker->score_residual = allocate(scratch, BB_QUERY_TILE * groups * BB_PANEL, sizeof(float));
+    worker->query_factors = allocate(scratch, (size_t)model->config.residual_rank, sizeof(float));
     worker->attended = allocate(scratch, BB_QUERY_TILE * groups, sizeof(uint32_t));
     worker->head_queries = allocate(scratch, BB_QUERY_TILE * bb_row_words(model->head_size), sizeof(uint32_t));
     bool made = worker->counts && worker->bases && worker->context && worker->inner && worker->scores && worker->score_residual &&
-                worker->attended && worker->head_queries;
+                worker->query_factors && worker->attended && worker->head_queries;
     for (size_t s = 0; s < 3; s++) {
         worker->bits[s] = allocate(scratch, rows * model->hidden_words, sizeof(uint32_t));
         made = made && worker->bits[s];

@@ -22,6 +22,7 @@ typedef struct {
     uint32_t *bits[3];        /* (rows, hidden_words): the hidden states, with the shifts of up to three linears */
     float *scores;            /* (keys) */
     float *score_residual;    /* (tile, keys) */
+    float *query_factors;     /* (rank) */
     uint32_t *attended;       /* (tile, keys / 32) */
     uint32_t *head_queries;   /* (tile, words of a head) */
 } bb_worker;
