@@ -61,6 +61,9 @@ typedef struct bitbert_model bitbert_model;
  * variable BITBERT_ISA and, where that is unset, takes the fastest. */
 BITBERT_API bitbert_model *bitbert_open(const char *folder, const char *isa);
 
+/* The same from the bytes of the two files, which need not outlive the call. */
+BITBERT_API bitbert_model *bitbert_open_memory(const char *config, size_t config_bytes, const void *weights, size_t weight_bytes, const char *isa);
+
 /* The same from tensors in memory. The tensors are repacked and need not outlive the call. */
 BITBERT_API bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa);
 
@@ -89,6 +92,11 @@ typedef struct {
 } bitbert_outputs;
 
 BITBERT_API int bitbert_run(bitbert_model *model, const bitbert_batch *batch, const bitbert_outputs *outputs);
+
+/* The products of one forward pass over a sequence of `num_tokens` tokens and nothing else: every linear layer's and
+ * attention's counts, in the same blocks, left in the cache. Returns the seconds they took; a measure of how much of
+ * bitbert_run is multiplication. 0 and a sentence on failure. */
+BITBERT_API double bitbert_time_products(bitbert_model *model, size_t num_tokens);
 
 /* Products of packed matrices, for code that only wants the bits multiplied: rows of `num_words` 64-bit words.
  *   mask = 0: out[i][j] = num_bits - 2 popcount(left[i] XOR right[j])            (signs times signs)

@@ -54,15 +54,19 @@ static float *copy_rows(builder *b, const float *source, size_t num_rows, size_t
 }
 
 static const float *floats(builder *b, size_t count, const char *prefix, const char *part) {
-    return bb_tensor(&b->tensors, count * sizeof(float), "%s.%s", prefix, part);
+    return bb_float_tensor(&b->tensors, count, BB_ANY_VALUE, "%s.%s", prefix, part);
+}
+
+static const float *scales(builder *b, size_t count, const char *prefix, const char *part) {
+    return bb_float_tensor(&b->tensors, count, BB_ABOVE_ZERO, "%s.%s", prefix, part);
 }
 
 static float *copy_floats(builder *b, size_t count, size_t padded, const char *prefix, const char *part) {
     return copy_rows(b, floats(b, count, prefix, part), 1, count, padded);
 }
 
-static float scalar(builder *b, const char *prefix, const char *part) {
-    const float *value = floats(b, 1, prefix, part);
+static float step(builder *b, const char *prefix, const char *part) {
+    const float *value = scales(b, 1, prefix, part);
     return value ? *value : 1;
 }
 
@@ -75,18 +79,18 @@ static bb_linear linear(builder *b, const char *prefix, int32_t num_outputs, int
     bb_linear made = {.num_inputs = (size_t)num_inputs, .num_outputs = (size_t)num_outputs, .mask = mask};
     made.num_words = bb_row_words(made.num_inputs);
     made.num_panels = bb_num_panels(made.num_outputs);
-    const uint32_t *bits = bb_tensor(&b->tensors, made.num_outputs * made.num_words * sizeof(uint32_t), "%s.weight_bits", prefix);
+    const uint32_t *bits = bb_bit_tensor(&b->tensors, made.num_outputs, made.num_inputs, "%s.weight_bits", prefix);
     made.panels = allocate(b, made.num_panels * BB_PANEL * made.num_words, sizeof(uint32_t));
     const size_t padded = made.num_panels * BB_PANEL;
     const size_t num_scales = b->model->config.channel_scale ? made.num_outputs : 1;
-    const float *scale = floats(b, num_scales, prefix, "weight_scale");
-    const float step = scalar(b, prefix, "input_binarizer.alpha");
-    made.half_step = step / 2;
+    const float *scale = scales(b, num_scales, prefix, "weight_scale");
+    const float input_step = step(b, prefix, "input_binarizer.alpha");
+    made.half_step = input_step / 2;
     made.shift = copy_floats(b, made.num_inputs, bb_round_up(made.num_inputs, 64), prefix, "shift");
     made.bias = copy_floats(b, made.num_outputs, padded, prefix, "bias");
     made.scale = allocate(b, padded, sizeof(float));
     if (b->tensors.failed) return made;
-    for (size_t output = 0; output < made.num_outputs; output++) made.scale[output] = scale[num_scales == 1 ? 0 : output] * step;
+    for (size_t output = 0; output < made.num_outputs; output++) made.scale[output] = scale[num_scales == 1 ? 0 : output] * input_step;
     bb_pack_panels(bits, made.num_outputs, made.num_words, made.panels);
     return made;
 }
@@ -118,8 +122,8 @@ static void estimator(builder *b, bb_layer *layer, const char *prefix) {
     const size_t stride = b->model->hidden_stride;
     for (size_t part = 0; part < 5; part++) {
         const size_t num_rows = part == 4 ? 1 : rank;
-        const float *weight = bb_tensor(&b->tensors, num_rows * width * sizeof(float), "%s.estimator.%s.weight", prefix, names[part]);
-        const float *bias = bb_tensor(&b->tensors, num_rows * sizeof(float), "%s.estimator.%s.bias", prefix, names[part]);
+        const float *weight = bb_float_tensor(&b->tensors, num_rows * width, BB_ANY_VALUE, "%s.estimator.%s.weight", prefix, names[part]);
+        const float *bias = bb_float_tensor(&b->tensors, num_rows, BB_ANY_VALUE, "%s.estimator.%s.bias", prefix, names[part]);
         if (part == 0) { /* only now is the rank known to be that of the file */
             layer->estimator_weight = allocate(b, (4 * rank + 1) * stride, sizeof(float));
             layer->estimator_bias = allocate(b, 4 * rank + 1, sizeof(float));
@@ -146,10 +150,10 @@ static void build_layer(builder *b, size_t index) {
     layer->output = linear(b, NAMED("output"), hidden, inner, config->ffn_input == BITBERT_UNSIGNED);
     layer->attention_norm = affine(b, NAMED("attention_norm"));
     layer->output_norm = affine(b, NAMED("output_norm"));
-    const float value_step = scalar(b, NAMED("attention"), "value_binarizer.alpha");
-    const float query_step = scalar(b, NAMED("attention"), "query_binarizer.alpha");
-    layer->query_key_step = query_step * scalar(b, NAMED("attention"), "key_binarizer.alpha");
-    layer->probability_step = scalar(b, NAMED("attention"), "probability_binarizer.alpha");
+    const float value_step = step(b, NAMED("attention"), "value_binarizer.alpha");
+    const float query_step = step(b, NAMED("attention"), "query_binarizer.alpha");
+    layer->query_key_step = query_step * step(b, NAMED("attention"), "key_binarizer.alpha");
+    layer->probability_step = step(b, NAMED("attention"), "probability_binarizer.alpha");
     layer->probability_value_step = layer->probability_step * value_step;
     if (config->residual_rank) estimator(b, layer, NAMED("attention"));
 #undef NAMED
@@ -165,10 +169,10 @@ static void build(builder *b) {
     const size_t width = (size_t)config->hidden_size, stride = model->hidden_stride, vocabulary = (size_t)config->vocab_size;
     const char *embeddings = "bitbert.embeddings";
     const size_t table_words = vocabulary * bb_row_words(width);
-    const void *bits = bb_tensor(&b->tensors, table_words * sizeof(uint32_t), "%s.word_embeddings.weight_bits", embeddings);
+    const uint32_t *bits = bb_bit_tensor(&b->tensors, vocabulary, width, "%s.word_embeddings.weight_bits", embeddings);
     model->word_bits = allocate(b, table_words, sizeof(uint32_t));
     if (model->word_bits && bits) memcpy(model->word_bits, bits, table_words * sizeof(uint32_t));
-    model->word_scale = copy_floats(b, vocabulary, vocabulary, embeddings, "word_embeddings.weight_scale");
+    model->word_scale = copy_rows(b, scales(b, vocabulary, embeddings, "word_embeddings.weight_scale"), 1, vocabulary, vocabulary);
     const size_t num_types = (size_t)config->type_vocab_size, num_positions = (size_t)config->max_position_embeddings;
     model->type_rows = copy_rows(b, floats(b, num_types * width, embeddings, "token_type_embeddings.weight"), num_types, width, stride);
     model->position_rows = copy_rows(b, floats(b, num_positions * width, embeddings, "position_embeddings.weight"), num_positions, width, stride);
@@ -238,6 +242,10 @@ bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor
     model->inner_words = bb_row_words((size_t)config->intermediate_size);
     builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}};
     build(&b);
+    if (!b.tensors.failed && b.tensors.num_found != num_tensors) {
+        b.tensors.failed = true;
+        bb_fail("there are %zu tensors, wanted %zu; the weights do not fit the config", num_tensors, b.tensors.num_found);
+    }
     model->pool = b.tensors.failed ? NULL : bb_pool_create(1);
     free(sorted);
     if (!model->pool) {
