@@ -1,7 +1,8 @@
 """Builds native/ into one shared library with a plain C interface, where a C compiler is.
 
 Everything else about the package is in pyproject.toml. The library is loaded with ctypes and knows nothing of
-Python, so wheels are tagged py3-none-PLATFORM. Without a compiler the install succeeds and numpy does the work.
+Python, so wheels are tagged py3-none-PLATFORM. Without a compiler the install succeeds and numpy does the
+work.
 """
 
 from pathlib import Path
@@ -13,12 +14,20 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 NATIVE = Path("native")
 LIBRARY = "libbitbert.so"
-# No -march: each file of native/src says which instructions its functions may use, and asks the processor first.
-COMPILE_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
+# No -march: each file of native/src names the instructions of its functions and runs only where they exist.
+COMPILE_FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-pthread",
+]
 
 
 class BuildNative(build_ext):
-    """An extension without Python: a fixed file name, no Python libraries, and a failure that is only reported."""
+    """An extension without Python: a fixed file name, no Python libraries, a failure only reported."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")[:-1]) / LIBRARY)

@@ -1,12 +1,12 @@
 """The native library through ctypes: native/include/bitbert.h, declared and wrapped.
 
-The library has a plain C interface, so one binary serves every Python version. It is optional: where no compiler
-built it, :func:`load_library` returns None and numpy answers instead.
+The library has a plain C interface, so one binary serves every Python version. It is optional: where no
+compiler built it, :func:`load_library` returns None and numpy answers instead.
 """
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def load_library() -> ctypes.CDLL | None:
         ("bitbert_get_isa", c_char_p, (c_void_p,)),
         ("bitbert_set_threads", c_int, (c_void_p, c_int)),
         ("bitbert_run", c_int, (c_void_p, POINTER(_Batch), POINTER(_Outputs))),
-        ("bitbert_products", c_int, (c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_int, c_char_p, c_void_p)),
+        ("bitbert_time_products", c_double, (c_void_p, c_size_t)),
         ("bitbert_matrix_create", c_void_p, (c_void_p, c_size_t, c_size_t, c_size_t, c_char_p)),
         ("bitbert_matrix_multiply", None, (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
         ("bitbert_matrix_free", None, (c_void_p,)),
@@ -89,7 +89,10 @@ def load_library() -> ctypes.CDLL | None:
         function.restype, function.argtypes = result, arguments
     found = library.bitbert_abi_version()
     if found != _ABI_VERSION:
-        raise UserError(f"native library {str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; install bitbert again")
+        raise UserError(
+            f"native library {str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; "
+            "install bitbert again"
+        )
     return library
 
 
@@ -102,7 +105,9 @@ def instruction_sets() -> tuple[str, ...]:
 def _require() -> ctypes.CDLL:
     library = load_library()
     if library is None:
-        raise UserError("the native library was not built; install bitbert where a C compiler is, or set BITBERT_ISA=numpy")
+        raise UserError(
+            "the native library was not built; install bitbert where a C compiler is, or use numpy"
+        )
     return library
 
 
@@ -123,7 +128,9 @@ class Matrix:
         self._library = _require()
         self._words = np.ascontiguousarray(words, dtype=np.uint64)
         self.num_rows, num_words = self._words.shape
-        self._handle = self._library.bitbert_matrix_create(_address(self._words), self.num_rows, num_words, num_bits, _encode(isa))
+        self._handle = self._library.bitbert_matrix_create(
+            _address(self._words), self.num_rows, num_words, num_bits, _encode(isa)
+        )
         if not self._handle:
             raise _failure(self._library)
 
@@ -134,9 +141,13 @@ class Matrix:
         """
         left = np.ascontiguousarray(left, dtype=np.uint64)
         if left.shape[1] != self._words.shape[1]:
-            raise UserError(f"left rows have {left.shape[1]} words, wanted {self._words.shape[1]} like the matrix")
+            raise UserError(
+                f"left rows have {left.shape[1]} words, wanted {self._words.shape[1]} as in the matrix"
+            )
         out = np.empty((len(left), self.num_rows), dtype=np.int32)
-        self._library.bitbert_matrix_multiply(self._handle, _address(left), len(left), int(mask), _address(out))
+        self._library.bitbert_matrix_multiply(
+            self._handle, _address(left), len(left), int(mask), _address(out)
+        )
         return out
 
     def __del__(self) -> None:
@@ -161,8 +172,12 @@ class NativeModel:
         self._library = _require()
         self._shape = (config.num_hidden_layers, config.hidden_size, config.num_outputs)
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        listed = (_Tensor * len(arrays))(*(_Tensor(name.encode(), _address(array), array.nbytes) for name, array in arrays.items()))
-        self._handle = self._library.bitbert_create(byref(_native_config(config)), listed, len(arrays), _encode(isa))
+        listed = (_Tensor * len(arrays))(
+            *(_Tensor(name.encode(), _address(array), array.nbytes) for name, array in arrays.items())
+        )
+        self._handle = self._library.bitbert_create(
+            byref(_native_config(config)), listed, len(arrays), _encode(isa)
+        )
         if not self._handle:
             raise _failure(self._library)
 
@@ -176,7 +191,9 @@ class NativeModel:
         if self._library.bitbert_set_threads(self._handle, num_threads):
             raise _failure(self._library)
 
-    def run(self, input_ids: Sequence[Any], token_type_ids: Sequence[Any], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    def run(
+        self, input_ids: Sequence[Any], token_type_ids: Sequence[Any], wanted: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         """Run sequences of ids, without padding.
 
         Args:
@@ -199,11 +216,20 @@ class NativeModel:
             "logits": (len(lengths), num_outputs),
         }
         arrays = {name: np.empty(shapes[name], dtype=np.float32) for name in wanted}
-        batch = _Batch(_pointer(ids, c_int32), _pointer(types, c_int32), _pointer(lengths, c_int32), len(lengths))
+        batch = _Batch(
+            _pointer(ids, c_int32), _pointer(types, c_int32), _pointer(lengths, c_int32), len(lengths)
+        )
         outputs = _Outputs(**{name: _pointer(array, c_float) for name, array in arrays.items()})
         if self._library.bitbert_run(self._handle, byref(batch), byref(outputs)):
             raise _failure(self._library)
         return arrays
+
+    def time_products(self, num_tokens: int) -> float:
+        """Seconds that the bit products alone of one sequence of ``num_tokens`` take, on one thread."""
+        seconds = float(self._library.bitbert_time_products(self._handle, num_tokens))
+        if not seconds:
+            raise _failure(self._library)
+        return seconds
 
     def close(self) -> None:
         """Free the model's memory; it cannot be used afterwards."""
@@ -215,13 +241,19 @@ class NativeModel:
 
 
 def _native_config(config: PackedConfig) -> _Config:
-    fields: dict[str, Any] = {name: getattr(config, name) for name in (*_SIZES, "layer_norm_eps", "num_outputs")}
+    fields: dict[str, Any] = {
+        name: getattr(config, name) for name in (*_SIZES, "layer_norm_eps", "num_outputs")
+    }
     fields |= {name: choices.index(getattr(config, name)) for name, choices in _CODES.items()}
     return _Config(head=_HEADS[config.head], channel_scale=int(config.weight_scale == "channel"), **fields)
 
 
 def _join(sequences: Sequence[Any]) -> np.ndarray:
-    joined = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences]) if sequences else np.empty(0)
+    joined = (
+        np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
+        if sequences
+        else np.empty(0)
+    )
     # Ids beyond 32 bits become -1, which the library refuses with a sentence.
     return np.where((joined >= 0) & (joined < 2**31), joined, -1).astype(np.int32)
 

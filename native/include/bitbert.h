@@ -98,13 +98,10 @@ BITBERT_API int bitbert_run(bitbert_model *model, const bitbert_batch *batch, co
  * bitbert_run is multiplication. 0 and a sentence on failure. */
 BITBERT_API double bitbert_time_products(bitbert_model *model, size_t num_tokens);
 
-/* Products of packed matrices, for code that only wants the bits multiplied: rows of `num_words` 64-bit words.
- *   mask = 0: out[i][j] = num_bits - 2 popcount(left[i] XOR right[j])            (signs times signs)
- *   mask = 1: out[i][j] = popcount(left[i]) - 2 popcount(left[i] AND right[j])   ({0, 1} times signs) */
-BITBERT_API int bitbert_products(const uint64_t *left, size_t num_left, const uint64_t *right, size_t num_right, size_t num_words,
-                                 size_t num_bits, int mask, const char *isa, int32_t *out);
-
-/* A right operand packed once for many products, as a layer's weights are. */
+/* Products of packed matrices, for code that only wants the bits multiplied. Rows are `num_words` 64-bit words; a
+ * matrix is a right operand laid out once for many products, as a layer's weights are.
+ *   mask = 0: out[i][j] = num_bits - 2 popcount(left[i] XOR row[j])            (signs times signs)
+ *   mask = 1: out[i][j] = popcount(left[i]) - 2 popcount(left[i] AND row[j])   ({0, 1} times signs) */
 typedef struct bitbert_matrix bitbert_matrix;
 BITBERT_API bitbert_matrix *bitbert_matrix_create(const uint64_t *rows, size_t num_rows, size_t num_words, size_t num_bits, const char *isa);
 BITBERT_API void bitbert_matrix_multiply(const bitbert_matrix *matrix, const uint64_t *left, size_t num_left, int mask, int32_t *out);

@@ -62,15 +62,6 @@ void bitbert_matrix_multiply(const bitbert_matrix *matrix, const uint64_t *left,
     }
 }
 
-int bitbert_products(const uint64_t *left, size_t num_left, const uint64_t *right, size_t num_right, size_t num_words, size_t num_bits,
-                     int mask, const char *isa, int32_t *out) {
-    bitbert_matrix *matrix = bitbert_matrix_create(right, num_right, num_words, num_bits, isa);
-    if (!matrix) return -1;
-    bitbert_matrix_multiply(matrix, left, num_left, mask, out);
-    bitbert_matrix_free(matrix);
-    return 0;
-}
-
 static double now_s(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
