@@ -13,13 +13,14 @@ from bitbert.distributed import Topology, log
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
 from bitbert.model import BitBertConfig, BitBertForPreTraining
+from bitbert.model.calibrate import calibrate_step_sizes
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 from .config import PretrainConfig
 from .data import BatchMaker
 from .engine import broadcast_parameters
-from .student import build_student, calibrate_step_sizes, load_step_sizes, save_step_sizes, student_config
+from .student import build_student, load_step_sizes, save_step_sizes, student_config
 from .teacher import Teacher, load_teacher
 
 FINAL = "final"
@@ -76,7 +77,7 @@ def build_calibrated_student(run: Run, topology: Topology) -> BitBertForPreTrain
     student = build_student(run.student_config, run.teacher, run.config.seed)
     if not load_step_sizes(student, run.folder):
         rows = run.train.sample_rows(0, min(run.config.calibration_rows, len(run.train.reader)))
-        calibrate_step_sizes(student, run.train.batch(rows))
+        calibrate_step_sizes(student, run.train.batch(rows).inputs())
         if topology.is_main:
             save_step_sizes(student, run.folder)
     return student

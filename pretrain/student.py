@@ -1,7 +1,5 @@
 """The student before its first step: weights from the teacher, step sizes from a calibration batch, saved."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,10 +9,8 @@ from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically
 from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
 from bitbert.model.convert import from_full_precision, mark_calibrated
-from bitbert.model.linear import Binarizer
 
 from .config import ModelSection
-from .data import Batch
 from .teacher import Teacher
 
 _SHAPE_FIELDS = (
@@ -59,22 +55,6 @@ def build_student(config: BitBertConfig, teacher: Teacher, seed: int) -> BitBert
     return from_full_precision(teacher.tensors, config)
 
 
-@torch.no_grad()
-def calibrate_step_sizes(model: nn.Module, batch: Batch) -> None:
-    """Initialise every step size from one forward pass, each from inputs that earlier ones already shape.
-
-    alpha = 2 mean|x| (signed) or 4 mean|x| (unsigned) over the batch, as published; there it happened inside the
-    first training step, on each rank from its own rows.
-    """
-    binarizers = [module for module in model.modules() if isinstance(module, Binarizer)]
-    with _evaluating(model):
-        for binarizer in binarizers:
-            binarizer.calibrating = True
-        model(**batch.inputs(), masked_positions=batch.masked_positions)
-        for binarizer in binarizers:
-            binarizer.calibrating = False
-
-
 def save_step_sizes(model: nn.Module, folder: Path) -> None:
     """Write all step sizes as JSON; float32 values survive exactly."""
     write_json_atomically(folder / STEP_SIZES_FILE, {name: parameter.item() for name, parameter in _step_sizes(model)})
@@ -101,13 +81,3 @@ def load_step_sizes(model: nn.Module, folder: Path) -> bool:
 
 def _step_sizes(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if name.endswith(".alpha")]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
