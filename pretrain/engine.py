@@ -14,7 +14,7 @@ from bitbert.errors import UserError
 from .config import PretrainConfig
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss of a step is NaN or infinite on some rank; raised on all ranks before the update."""
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bitbert.distributed import Topology, detect_topology, log
 from bitbert.errors import UserError
 from bitbert.permutation import derive_key
-from bitbert.tracking import Tracker, flatten
+from bitbert.tracking import RunStatus, Tracker, flatten
 
 from . import engine as engine_module
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -55,7 +55,8 @@ class Trainer:
         self.student = share_student(student, topology, device)
         self.teacher = run.teacher.to(device)
         self.optimizer = build_optimizer(self.student, self.config.optimizer)
-        self.step = self._resume()
+        self.step, self.evaluation = self._resume()
+        self.resumed_at = self.step or None
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.monitor = BinaryMonitor(self.student)
         self.tracker = Tracker(
@@ -70,25 +71,27 @@ class Trainer:
 
     def train(self) -> None:
         """All steps that are left, then the final evaluation, checkpoint and model."""
-        status, metrics = "FAILED", {}
+        status: RunStatus = "FAILED"
         try:
             with self._progress() as progress:
                 task = progress.add_task("pretrain", total=self.config.steps, completed=self.step)
                 while True:
-                    if self._due(self.config.eval_every) or self.step == self.config.steps:
-                        metrics = self._evaluate()
-                    if self.step and (self._due(self.config.checkpoint_every) or self.step == self.config.steps):
-                        self._save()
+                    if self.step != self.resumed_at:  # a checkpoint is written after its step's evaluation
+                        if self._due(self.config.eval_every):
+                            self.evaluation = self._evaluate()
+                        if self.step and self._due(self.config.checkpoint_every):
+                            self._save()
                     if self.step == self.config.steps:
                         break
                     self._train_step()
                     progress.update(task, completed=self.step)
             if self.topology.is_main:
-                save_final_model(self.run, self.student, {"steps": self.step, "final_metrics": metrics, "config": self.config.model_dump(mode="json")})
+                record = {"steps": self.step, "final_metrics": self.evaluation, "config": self.config.model_dump(mode="json")}
+                save_final_model(self.run, self.student, record)
             self.engine.barrier()
             status = "FINISHED"
         finally:
-            self.tracker.close("FINISHED" if status == "FINISHED" else "FAILED")
+            self.tracker.close(status)
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -119,8 +122,10 @@ class Trainer:
             self._log_step(losses, learning_rate, counts, time.perf_counter() - started)
 
     def _forward_backward(self, number: int, batch: Batch, counts: GlobalCounts, num_micro_batches: int) -> dict[str, torch.Tensor]:
-        # Dropout from (seed, step, micro-batch, rank): nothing to store, and a resumed run drops the same units.
-        torch.manual_seed(derive_key(self.config.seed, self.step, number, self.topology.rank) & (2**63 - 1))
+        # Dropout from (seed, step, micro-batch of the global batch): nothing to store, a resumed run drops the same
+        # units, and so does a run with another number of ranks.
+        place = number * self.topology.world_size + self.topology.rank
+        torch.manual_seed(derive_key(self.config.seed, self.step, place) & (2**63 - 1))
         output = self.engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
         terms = pretraining_terms(output, self.teacher(batch), batch, counts, self.config.loss)
         self.engine.backward(weighted_sum(terms, self.config.loss), num_micro_batches=num_micro_batches)
@@ -156,22 +161,30 @@ class Trainer:
 
     def _save(self) -> None:
         if self.topology.is_main:
-            state = {"step": self.step, "samples": self.step * self.config.global_batch_size, "data": data_identity(self.run), "world_size": self.topology.world_size}
+            state = {
+                "step": self.step,
+                "samples": self.step * self.config.global_batch_size,
+                "data": data_identity(self.run),
+                "world_size": self.topology.world_size,
+                "evaluation": self.evaluation,
+            }
             save_checkpoint(self.run.folder / CHECKPOINTS, self.student, self.optimizer, state, keep=self.config.keep_checkpoints)
         self.engine.barrier()
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, dict[str, float]]:
+        """(updates done, last evaluation) of the newest checkpoint that verifies; (0, {}) without one."""
         checkpoint = newest_checkpoint(self.run.folder / CHECKPOINTS)
         if checkpoint is None:
-            return 0
+            return 0, {}
         if checkpoint.state["data"] != data_identity(self.run):
             raise UserError(f"checkpoint {checkpoint.folder.name} was trained on other shards than {self.config.data.train!r}; restore them, or choose another output=...")
         load_checkpoint(checkpoint, self.student, self.optimizer)
         self._say(f"resumed from {checkpoint.folder.name}")
-        return checkpoint.step
+        return checkpoint.step, checkpoint.state["evaluation"]
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 if every else self.step == 0
+        """Whether something done every so many steps is due; the first and the last step always are."""
+        return self.step in (0, self.config.steps) or (every > 0 and self.step % every == 0)
 
     def _say(self, message: str) -> None:
         if self.topology.is_main:

@@ -16,6 +16,7 @@ from bitbert.model import BitBertConfig, BitBertForPreTraining
 from bitbert.model.calibrate import calibrate_step_sizes
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer, load_tokenizer
+from bitbert.tracking import check_mlflow_uri
 
 from .config import PretrainConfig
 from .data import BatchMaker
@@ -55,6 +56,7 @@ def check_run(config: PretrainConfig) -> Run:
     Raises:
         UserError: anything is missing, or does not fit the rest.
     """
+    check_mlflow_uri(config.tracking.mlflow_uri)
     tokenizer = load_tokenizer(config.tokenizer)
     train, heldout = (_open_shards(folder, tokenizer, config) for folder in (config.data.train, config.data.heldout))
     teacher = load_teacher(config.teacher, config.loss, tokenizer)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from bitbert.errors import UserError
@@ -45,7 +46,7 @@ def student_config(section: ModelSection, teacher_config: object) -> BitBertConf
             raise UserError(f"model.fields.{name} is {value!r}, the teacher's is {shape[name]!r}; the student must have the teacher's shape, leave it out")
     try:
         return BitBertConfig(**(shape | method | section.fields))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(f"model.fields: {' '.join(str(error).split())}") from error
 
 
