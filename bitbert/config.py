@@ -44,9 +44,19 @@ def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[s
         raise UserError(f"config file {str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"config file {str(path)!r} holds {type(data).__name__}, wanted a mapping of keys to values")
-    for override in overrides or []:
+    return check_config(config_class, parse_overrides(overrides or [], data), origin=str(path))
+
+
+def parse_overrides(overrides: list[str], data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Apply ``a.b=c`` overrides to ``data`` (default: nothing) and return it.
+
+    Raises:
+        UserError: an override has no ``=``, is not YAML, or names a key below a plain value.
+    """
+    data = {} if data is None else data
+    for override in overrides:
         _apply_override(data, override)
-    return check_config(config_class, data, origin=str(path))
+    return data
 
 
 def check_config(config_class: type[ConfigT], data: dict[str, Any], origin: str) -> ConfigT:

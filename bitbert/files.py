@@ -69,6 +69,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                file.chmod(0o644)  # some writers make files that only their owner can read
             fsync_path(file)
         fsync_path(temporary)
         old = path.with_name(f".{path.name}.old-{os.getpid()}")

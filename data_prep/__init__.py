@@ -1,0 +1,1 @@
+"""Data preparation: documents -> sentences -> next-sentence pairs -> token shards."""

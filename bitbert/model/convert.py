@@ -97,11 +97,16 @@ def from_reference(tensors: dict[str, Tensor], method: str, config: dict[str, An
         raise UserError(f"reference method {method!r} is not known; wanted 'bipft'")
     has_estimators = any(".q_p." in name for name in tensors)
     bit_config = BitBertConfig(**{**preset_fields("bipft-b" if has_estimators else "bipft-a"), **config})
-    mapping = {f"bitbert.{ours}": f"bert.{theirs}" for ours, theirs in (_encoder_map(bit_config) | _reference_map(bit_config)).items()}
     model = BitBertForPreTraining(bit_config)
-    _load(model, dict(tensors), mapping | _MLM_HEAD | _NSP_HEAD, what="BiPFT state dict")
+    _load(model, tensors, reference_key_map(bit_config), what="BiPFT state dict")
     mark_calibrated(model)
     return model
+
+
+def reference_key_map(config: BitBertConfig) -> dict[str, str]:
+    """Every parameter of our pretraining model -> its name in BiPFT's published implementation."""
+    encoder = _encoder_map(config) | _reference_map(config)
+    return {f"bitbert.{ours}": f"bert.{theirs}" for ours, theirs in encoder.items()} | _MLM_HEAD | _NSP_HEAD
 
 
 def mark_calibrated(model: torch.nn.Module) -> None:

@@ -26,6 +26,7 @@ _SHAPE_FIELDS = (
     "type_vocab_size",
     "layer_norm_eps",
 )
+_NEGLIGIBLE_SCALE = 1e-6
 _PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name != "mlm_head_act")  # the MLM head is not packed
 
 
@@ -72,6 +73,9 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> PreTrainedModel:
 
     ``config_fields`` override config entries that packing does not keep, such as dropout. The binarized weights of
     the result are those of the checkpoint, bit for bit; this is checked.
+
+    Raises:
+        UserError: a row's bits are so unbalanced, or its scale so small, that latent weights cannot hold them.
     """
     source = packed.config
     fields = {name: getattr(source, name) for name in (*_SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)} | config_fields
@@ -93,7 +97,9 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> PreTrainedModel:
             bits, scale = packed.tensors[f"{key}.weight_bits"], packed.tensors[f"{key}.weight_scale"]
             signs = np.where(unpack_bits(bits, module.weight.shape[1]), np.float32(-1), np.float32(1))
             module.weight.copy_(torch.from_numpy(signs * scale[:, None]))
-            if not np.array_equal(_pack_weight(module)["weight_bits"], bits):
+            changed = (_pack_weight(module)["weight_bits"] != bits).any(axis=1)
+            # An all-zero row (a padding token never trained) has a scale near 0: its signs say nothing.
+            if (changed & (scale > _NEGLIGIBLE_SCALE)).any():
                 raise UserError(f"{key}: the bits of a row that is nearly all of one sign cannot be held by latent weights; finetune from the latent checkpoint")
     mark_calibrated(model)
     return model
