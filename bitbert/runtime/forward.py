@@ -33,7 +33,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Outputs for one sequence of n tokens: the states (n, hidden) of each depth, and the pooled (hidden,)."""
+    """Outputs for one sequence of n tokens: states (n, hidden) of each depth, pooled (hidden,)."""
 
     hidden_states: list[np.ndarray]
     pooled: np.ndarray

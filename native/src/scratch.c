@@ -7,7 +7,7 @@
 #include "bits.h"
 #include "error.h"
 
-enum { SHARED_BLOCKS = 12, WORKER_BLOCKS = 12 };
+enum { SHARED_BLOCKS = 13, WORKER_BLOCKS = 12 };
 
 /* 64-byte aligned zeros with a spare vector at the end, so that kernels may load whole vectors. */
 static void *allocate(bb_scratch *scratch, size_t count, size_t size) {
@@ -63,9 +63,8 @@ static bool make(const bitbert_model *model, bb_scratch *scratch) {
     scratch->key_estimates = allocate(scratch, (2 * rank + 1) * groups * BB_PANEL, sizeof(float));
     scratch->pooler_bits = allocate(scratch, scratch->num_sequences * model->hidden_words, sizeof(uint32_t));
     scratch->pooled = allocate(scratch, scratch->num_sequences * model->hidden_stride, sizeof(float));
-    if (scratch->num_blocks < SHARED_BLOCKS || !scratch->pooled) return false;
-    scratch->workers = calloc(scratch->num_workers, sizeof *scratch->workers);
-    if (!scratch->workers) return false;
+    scratch->workers = allocate(scratch, scratch->num_workers, sizeof(bb_worker));
+    if (scratch->num_blocks < SHARED_BLOCKS) return false; /* an allocation that failed is not counted */
     for (size_t index = 0; index < scratch->num_workers; index++)
         if (!make_worker(model, scratch, &scratch->workers[index])) return false;
     return true;
