@@ -158,7 +158,11 @@ class Matrix:
 
 def peak_macs_per_second(isa: str) -> float:
     """Multiply-accumulates a second of the instruction set's xor, popcount and add on registers alone."""
-    return float(_require().bitbert_peak(_encode(isa)))
+    library = _require()
+    peak = float(library.bitbert_peak(_encode(isa)))
+    if not peak:
+        raise _failure(library)
+    return peak
 
 
 class NativeModel:
