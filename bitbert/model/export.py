@@ -12,7 +12,12 @@ from bitbert.model.binarize import MIN_STEP, weight_statistics
 from bitbert.model.configuration import METHOD_FIELDS, BitBertConfig
 from bitbert.model.convert import mark_calibrated
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
-from bitbert.model.modeling import BitBertForNextSentencePrediction, BitBertForPreTraining, BitBertForSequenceClassification, BitBertModel
+from bitbert.model.modeling import (
+    BitBertForNextSentencePrediction,
+    BitBertForPreTraining,
+    BitBertForSequenceClassification,
+    BitBertModel,
+)
 from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, unpack_bits
 from bitbert.tokenizer import Tokenizer
 

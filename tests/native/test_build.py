@@ -36,11 +36,28 @@ def has_tools(target: str) -> bool:
     return bool(shutil.which(compiler)) and (not runner or bool(shutil.which(runner[0])))
 
 
-def compile_program(compiler: str, output: Path, main: Path, *flags: str) -> Path:
-    command = [compiler, *STRICT, *INCLUDE, *flags, str(main), *map(str, SOURCES), "-lm", "-o", str(output)]
+def run_compiler(*command: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def compile_program(compiler: str, output: Path, main: Path, *flags: str) -> Path:
+    run_compiler(compiler, *STRICT, *INCLUDE, *flags, str(main), *map(str, SOURCES), "-lm", "-o", str(output))
     return output
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The example and the fuzz target with sanitizers; the library's part of them is compiled once."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    mains = {"answer": NATIVE / "examples" / "answer.c", "fuzz": NATIVE / "fuzz" / "fuzz_packed.c"}
+    objects = []
+    for source in SOURCES:
+        objects.append(folder / f"{source.stem}.o")
+        run_compiler("cc", *STRICT, *INCLUDE, *SANITIZE, "-c", str(source), "-o", str(objects[-1]))
+    for name, main in mains.items():
+        run_compiler("cc", *STRICT, *INCLUDE, *SANITIZE, str(main), *map(str, objects), "-lm", "-o", str(folder / name))
+    return {name: folder / name for name in mains}
 
 
 def answer(program: Path, runner: list[str], ids: list[int], **env: str) -> list[float]:
@@ -60,31 +77,30 @@ def test_the_example_answers_like_python(tmp_path: Path, target: str) -> None:
         assert answer(program, runner, ids) == answer(program, runner, ids, BITBERT_ISA="portable")
 
 
-def test_the_example_reports_mistakes_in_a_sentence(tmp_path: Path) -> None:
-    program = compile_program("cc", tmp_path / "answer", NATIVE / "examples" / "answer.c")
+def test_the_example_reports_mistakes_in_a_sentence(sanitized: dict[str, Path], tmp_path: Path) -> None:
     for arguments, message in (
         ((tmp_path, "5"), "config.json' cannot be read"),
         ((PACKED, "-1"), "token id -1, wanted 0 to"),
         ((PACKED, *(["5"] * 17)), "sequence of 17 tokens, wanted 1 to 16"),
     ):
-        result = subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, check=False)
+        command = [str(sanitized["answer"]), *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 2
         assert message in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_sanitizers_see_nothing_in_the_example(tmp_path: Path) -> None:
-    program = compile_program("cc", tmp_path / "answer", NATIVE / "examples" / "answer.c", *SANITIZE)
+def test_sanitizers_see_nothing_in_the_example(sanitized: dict[str, Path]) -> None:
     for isa in ("", "portable"):
-        assert len(answer(program, [], [2, *range(30, 44), 3], BITBERT_ISA=isa)) == 3
+        assert len(answer(sanitized["answer"], [], [2, *range(30, 44), 3], BITBERT_ISA=isa)) == 3
 
 
-def test_fuzzed_files_end_in_sentences(tmp_path: Path) -> None:
+def test_fuzzed_files_end_in_sentences(sanitized: dict[str, Path], tmp_path: Path) -> None:
     config, weights = ((PACKED / name).read_bytes() for name in ("config.json", "model.safetensors"))
     seed = tmp_path / "seed"
     seed.write_bytes(struct.pack("<I", len(config)) + config + weights)
-    program = compile_program("cc", tmp_path / "fuzz", NATIVE / "fuzz" / "fuzz_packed.c", *SANITIZE)
-    result = subprocess.run([str(program), str(seed), str(FUZZ_SECONDS)], capture_output=True, text=True, check=False)
+    command = [str(sanitized["fuzz"]), str(seed), str(FUZZ_SECONDS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[0]) > 100
 
