@@ -193,17 +193,17 @@ def load_packed(path: str | Path) -> PackedModel:
         raise UserError(f"{str(folder)!r} is not a packed checkpoint (no {SUMS_FILE} and {WEIGHTS_FILE}); make one with bitbert-export or bitbert-finetune")
     _check_sums(folder)
     config = parse_config(read_json(folder / CONFIG_FILE, "packed config"), str(folder / CONFIG_FILE))
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"{str(folder / WEIGHTS_FILE)!r} is not a readable safetensors file: {error}") from error
-    _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.fingerprint != config.tokenizer.get("fingerprint"):
         raise UserError(
             f"tokenizer in {str(folder)!r} has fingerprint {tokenizer.fingerprint[:12]}, the model was trained with "
             f"{str(config.tokenizer.get('fingerprint'))[:12]}; restore the checkpoint's own tokenizer"
         )
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"{str(folder / WEIGHTS_FILE)!r} is not a readable safetensors file: {error}") from error
+    _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
     return PackedModel(config, tensors, tokenizer)
 
 

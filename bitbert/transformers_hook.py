@@ -12,8 +12,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -41,12 +39,11 @@ def _register_on_first_use(auto_config: Any) -> None:
     auto_config.from_pretrained = classmethod(from_pretrained)
 
 
-class _AutoFinder(MetaPathFinder):
+class _AutoFinder:
     """Lets the other finders find transformers' Auto module and hands their loader on with an act after it."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    # importlib.abc's base classes would add nothing but their import to every process.
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         if fullname != _AUTO:
             return None
         sys.meta_path.remove(self)
@@ -56,11 +53,11 @@ class _AutoFinder(MetaPathFinder):
         return spec
 
 
-class _ThenPatch(Loader):
-    def __init__(self, loader: Loader) -> None:
+class _ThenPatch:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: Any) -> Any:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:

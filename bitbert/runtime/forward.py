@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from bitbert.packed import PackedConfig, PackedModel, load_packed
 from bitbert.runtime.bitops import NUMPY, choose_isa
 from bitbert.runtime.elementwise import softmax
 from bitbert.runtime.native import NativeModel
-from bitbert.runtime.reference import ReferenceModel
+
+if TYPE_CHECKING:
+    from bitbert.runtime.reference import ReferenceModel
 
 Text = str | tuple[str, str]
 """A text, or the two texts of a pair."""
@@ -61,8 +63,10 @@ class Runtime:
         self.config: PackedConfig = model.config
         self.tokenizer = model.tokenizer
         chosen = choose_isa(isa)
-        self._model: ReferenceModel | NativeModel
+        self._model: NativeModel | ReferenceModel
         if chosen == NUMPY or np.dtype(dtype) != np.float32:
+            from bitbert.runtime.reference import ReferenceModel
+
             self._model = ReferenceModel(model, dtype)
         else:
             self._model = NativeModel(model.config, model.tensors, chosen)

@@ -179,6 +179,8 @@ class NativeModel:
         listed = (_Tensor * len(arrays))(
             *(_Tensor(name.encode(), _address(array), array.nbytes) for name, array in arrays.items())
         )
+        # The library reads the embedding tables where they lie; everything else is repacked and may go.
+        self._tables = [array for name, array in arrays.items() if name.startswith("bitbert.embeddings.")]
         self._handle = self._library.bitbert_create(
             byref(_native_config(config)), listed, len(arrays), _encode(isa)
         )

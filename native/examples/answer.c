@@ -8,7 +8,7 @@
 
 #include "bitbert.h"
 
-static int fail(void) {
+static int report(void) {
     fprintf(stderr, "error: %s\n", bitbert_error());
     return 2;
 }
@@ -19,7 +19,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     bitbert_model *model = bitbert_open(argv[1], NULL);
-    if (!model) return fail();
+    if (!model) return report();
 
     int32_t length = argc - 2, *ids = malloc((size_t)length * sizeof *ids);
     const bitbert_config *config = bitbert_get_config(model);
@@ -30,11 +30,11 @@ int main(int argc, char **argv) {
 
     const bitbert_batch batch = {.input_ids = ids, .lengths = &length, .num_sequences = 1};
     const bitbert_outputs outputs = {.logits = has_head ? values : NULL, .pooled = has_head ? NULL : values};
-    if (bitbert_run(model, &batch, &outputs)) return fail();
-    for (int i = 0; i < width && i < 8; i++) printf("%.6f\n", (double)values[i]);
+    const int failure = bitbert_run(model, &batch, &outputs) ? report() : 0;
+    for (int i = 0; !failure && i < width && i < 8; i++) printf("%.6f\n", (double)values[i]);
 
     free(values);
     free(ids);
     bitbert_close(model);
-    return 0;
+    return failure;
 }

@@ -18,6 +18,7 @@
 typedef struct {
     bitbert_model *model;
     bb_tensors tensors;
+    bool borrow; /* the caller keeps the tensors for as long as the model lives */
 } builder;
 
 void *bb_model_allocate(bitbert_model *model, size_t num_bytes) {
@@ -43,6 +44,13 @@ static void *allocate(builder *b, size_t count, size_t size) {
         bb_fail("no memory for %zu values of the model; close other programs or use a smaller model", count);
     }
     return block;
+}
+
+/* A table of 32-bit values as it lies, or a copy of it where the caller's may vanish. */
+static const void *keep(builder *b, const void *table, size_t count) {
+    if (b->borrow || !table) return table;
+    void *copy = allocate(b, count, sizeof(uint32_t));
+    return copy ? memcpy(copy, table, count * sizeof(uint32_t)) : NULL;
 }
 
 /* Copies rows of `width` floats to rows of `stride`, with zeros between. */
@@ -168,14 +176,14 @@ static void build(builder *b) {
     const bitbert_config *config = &model->config;
     const size_t width = (size_t)config->hidden_size, stride = model->hidden_stride, vocabulary = (size_t)config->vocab_size;
     const char *embeddings = "bitbert.embeddings";
-    const size_t table_words = vocabulary * bb_row_words(width);
     const uint32_t *bits = bb_bit_tensor(&b->tensors, vocabulary, width, "%s.word_embeddings.weight_bits", embeddings);
-    model->word_bits = allocate(b, table_words, sizeof(uint32_t));
-    if (model->word_bits && bits) memcpy(model->word_bits, bits, table_words * sizeof(uint32_t));
-    model->word_scale = copy_rows(b, scales(b, vocabulary, embeddings, "word_embeddings.weight_scale"), 1, vocabulary, vocabulary);
+    model->word_bits = keep(b, bits, vocabulary * model->hidden_words);
+    model->word_scale = keep(b, scales(b, vocabulary, embeddings, "word_embeddings.weight_scale"), vocabulary);
     const size_t num_types = (size_t)config->type_vocab_size, num_positions = (size_t)config->max_position_embeddings;
     model->type_rows = copy_rows(b, floats(b, num_types * width, embeddings, "token_type_embeddings.weight"), num_types, width, stride);
-    model->position_rows = copy_rows(b, floats(b, num_positions * width, embeddings, "position_embeddings.weight"), num_positions, width, stride);
+    const float *positions = floats(b, num_positions * width, embeddings, "position_embeddings.weight");
+    const bool padded = width == stride; /* as they lie, rows have the stride that the kernels want */
+    model->position_rows = padded ? keep(b, positions, num_positions * width) : copy_rows(b, positions, num_positions, width, stride);
     model->embedding_norm = affine(b, "bitbert.embeddings.LayerNorm");
     model->layers = allocate(b, (size_t)config->num_hidden_layers, sizeof(bb_layer));
     for (size_t index = 0; index < (size_t)config->num_hidden_layers && !b->tensors.failed; index++) build_layer(b, index);
@@ -219,7 +227,7 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(((const bitbert_tensor *)a)->name, ((const bitbert_tensor *)b)->name);
 }
 
-bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa) {
+bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool borrow) {
     if (check_config(config)) return NULL;
     const bb_kernels *kernels = bb_find_kernels(isa);
     if (!kernels) return NULL;
@@ -240,7 +248,7 @@ bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor
     model->hidden_stride = bb_round_up((size_t)config->hidden_size, 64);
     model->hidden_words = bb_row_words((size_t)config->hidden_size);
     model->inner_words = bb_row_words((size_t)config->intermediate_size);
-    builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}};
+    builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}, .borrow = borrow};
     build(&b);
     if (!b.tensors.failed && b.tensors.num_found != num_tensors) {
         b.tensors.failed = true;
@@ -253,6 +261,10 @@ bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor
         return NULL;
     }
     return model;
+}
+
+bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa) {
+    return bb_create(config, tensors, num_tensors, isa, true);
 }
 
 void bitbert_close(bitbert_model *model) {

@@ -46,8 +46,8 @@ struct bitbert_model {
     bb_scratch *scratch;
     pthread_mutex_t turn;   /* runs take turns: they share the scratch memory */
     size_t head_size, hidden_stride, hidden_words, inner_words;
-    uint32_t *word_bits;
-    float *word_scale, *type_rows, *position_rows;
+    const uint32_t *word_bits;
+    const float *word_scale, *type_rows, *position_rows;
     bb_affine embedding_norm, pooler_norm;
     bb_layer *layers;
     bb_linear pooler;
@@ -55,6 +55,9 @@ struct bitbert_model {
     void **blocks;          /* everything allocated, freed together */
     size_t num_blocks, block_capacity;
 };
+
+/* As bitbert_create(); with `borrow` false the tensors need not outlive the call. */
+bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool borrow);
 
 /* Zeroed and aligned to 64 bytes; freed with the model. NULL when memory is short. */
 void *bb_model_allocate(bitbert_model *model, size_t num_bytes);

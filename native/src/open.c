@@ -12,6 +12,7 @@
 #include "bitbert.h"
 #include "error.h"
 #include "json.h"
+#include "model.h"
 
 enum { MAX_HEADER_BYTES = 100 << 20 };
 
@@ -160,7 +161,7 @@ static bitbert_model *open_tensors(const bitbert_config *config, const unsigned 
     if (!names || !tensors || !ranges || (uintptr_t)data % 4)
         bb_fail("no memory for the names of %zu tensors; close other programs", json.count);
     else if (!list_tensors(&json, header, memcpy(names, header, (size_t)header_bytes), data, data_bytes, tensors, ranges, &count))
-        model = bitbert_create(config, tensors, count, isa);
+        model = bb_create(config, tensors, count, isa, false);
     free(json.nodes);
     free(names);
     free(aligned);
