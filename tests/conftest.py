@@ -28,13 +28,13 @@ TINY_SHAPE = {
     "max_position_embeddings": 48,
 }
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 
 
 def run_module(module: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` as a user would, in a process of its own."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY, env={**os.environ, **(env or {})})
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
 
 
 def write_tiny_tokenizer(folder: Path) -> Path:
