@@ -15,9 +15,20 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def pretrain(
-    config: Annotated[str, typer.Argument(help="YAML file of one run, e.g. configs/pretrain/demo.yaml.", metavar="CONFIG")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Keys to change, e.g. steps=1000 optimizer.learning_rate=1e-3.", metavar="[KEY=VALUE]...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved config, counts, tokens and memory, and stop.")] = False,
+    config: Annotated[
+        str, typer.Argument(help="YAML file of one run, e.g. configs/pretrain/demo.yaml.", metavar="CONFIG")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys to change, e.g. steps=1000 optimizer.learning_rate=1e-3.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, print the resolved config, counts, tokens and memory, and stop.",
+        ),
+    ] = False,
 ) -> None:
     """Pretrain a binary BERT: MLM + NSP, distilled from a full-precision teacher, through DeepSpeed.
 

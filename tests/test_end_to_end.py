@@ -19,8 +19,20 @@ def run(module: str, *arguments: object) -> str:
 
 def test_from_text_to_an_answer(data_folder: Path, tmp_path: Path) -> None:
     shards, trained, packed, task = (tmp_path / name for name in ("shards", "trained", "packed", "task"))
-    run("bitbert.data_prep", "configs/data_prep/smoke.yaml", f"output={shards}", f"sources=[{{path: {data_folder}/corpus/tiny.jsonl}}]")
-    run("bitbert.pretrain", "configs/pretrain/smoke.yaml", f"data={{train: {shards}/train, heldout: {shards}/heldout}}", f"output={trained}", "steps=3", "eval_every=0")
+    run(
+        "bitbert.data_prep",
+        "configs/data_prep/smoke.yaml",
+        f"output={shards}",
+        f"sources=[{{path: {data_folder}/corpus/tiny.jsonl}}]",
+    )
+    run(
+        "bitbert.pretrain",
+        "configs/pretrain/smoke.yaml",
+        f"data={{train: {shards}/train, heldout: {shards}/heldout}}",
+        f"output={trained}",
+        "steps=3",
+        "eval_every=0",
+    )
     exported = run("bitbert.pretrain.export", trained, packed)
     assert "largest difference to torch" in exported
     pairs = [f"--{flag}={shards}/pair_task/{name}.csv" for flag, name in (("train", "train"), ("eval", "eval"))]
@@ -32,7 +44,12 @@ def test_from_text_to_an_answer(data_folder: Path, tmp_path: Path) -> None:
     model = load_packed(task / "seed-0" / "packed")
     input_ids, token_type_ids = model.tokenizer.encode_pair(*texts, max_length=64)
     with torch.no_grad():
-        logits = unpack_model(model).eval()(torch.tensor([input_ids]), token_type_ids=torch.tensor([token_type_ids])).logits[0].numpy()
+        logits = (
+            unpack_model(model)
+            .eval()(torch.tensor([input_ids]), token_type_ids=torch.tensor([token_type_ids]))
+            .logits[0]
+            .numpy()
+        )
     printed = [float(value) for value in answer.split("[")[1].rstrip("]\n").split(",")]
     np.testing.assert_allclose(printed, logits, atol=1.5e-4)  # 1e-4, and four printed decimals
     assert answer.split()[0] == ("different", "same")[int(logits.argmax())]
@@ -51,9 +68,21 @@ def test_export_refuses_an_unfinished_run_and_an_existing_folder(tmp_path: Path)
     assert "already exists" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["bitbert.data_prep", "bitbert.pretrain", "bitbert.pretrain.export", "bitbert.finetune", "bitbert.runtime"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bitbert.data_prep",
+        "bitbert.pretrain",
+        "bitbert.pretrain.export",
+        "bitbert.finetune",
+        "bitbert.runtime",
+    ],
+)
 def test_wrong_input_is_one_line_and_exit_code_2(module: str, tmp_path: Path) -> None:
-    arguments = {"bitbert.finetune": ("no/such/model", "--task", "sst2", "--glue-dir", tmp_path), "bitbert.pretrain.export": (tmp_path / "no", tmp_path / "out")}
+    arguments = {
+        "bitbert.finetune": ("no/such/model", "--task", "sst2", "--glue-dir", tmp_path),
+        "bitbert.pretrain.export": (tmp_path / "no", tmp_path / "out"),
+    }
     result = run_module(module, *arguments.get(module, (tmp_path / "no-such-thing", "x=1")))
     assert result.returncode == 2, result.stderr
     assert [line for line in result.stderr.splitlines() if line] == [result.stderr.strip()]

