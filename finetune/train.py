@@ -86,7 +86,9 @@ def _finetune_seed(
     if not source.calibrated:
         first = next(batches(encoded.train, labels, random.permutation(len(encoded.train)), config.batch_size, pad_id))
         calibrate_step_sizes(model, {name: tensor for name, tensor in first.items() if name != "labels"})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     epochs = config.epochs or task.epochs
     steps = -(-len(encoded.train) // config.batch_size)
     history: list[Scores] = []

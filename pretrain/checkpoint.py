@@ -64,6 +64,13 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
+def remove_unfinished(root: Path) -> None:
+    """Delete what a kill during a save left behind; call it on one rank, before the first save."""
+    for folder in root.glob(".step-*"):
+        log(f"removing unfinished {folder.name}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def newest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are named in the log and passed over.
 
@@ -150,5 +157,4 @@ def _load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
                 "use the config that made it"
             )
         parameter = parameters[name]
-        # AdamW keeps its step counters on the CPU, its moments beside the parameter.
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        optimizer.state[parameter][kind] = value.to(parameter.device)

@@ -148,7 +148,6 @@ def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, An
         "zero_optimization": {"stage": 0},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        "zero_allow_untested_optimizer": True,
     }
 
 

@@ -15,7 +15,7 @@ from bitbert.permutation import derive_key
 from bitbert.tracking import RunStatus, Tracker, flatten
 
 from . import engine as engine_module
-from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, newest_checkpoint, remove_unfinished, save_checkpoint
 from .config import PretrainConfig
 from .data import Batch
 from .engine import Engine, NonFiniteLossError, accumulation_steps
@@ -221,7 +221,10 @@ class Trainer:
 
     def _resume(self) -> tuple[int, dict[str, float]]:
         """(updates done, last evaluation) of the newest checkpoint that verifies; (0, {}) without one."""
-        checkpoint = newest_checkpoint(self.run.folder / CHECKPOINTS)
+        root = self.run.folder / CHECKPOINTS
+        if self.topology.is_main:
+            remove_unfinished(root)
+        checkpoint = newest_checkpoint(root)
         if checkpoint is None:
             return 0, {}
         if checkpoint.state["data"] != data_identity(self.run):

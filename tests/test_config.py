@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from bitbert.pretrain.config import PretrainConfig
 
 from bitbert.config import load_config
 from bitbert.errors import UserError
+from bitbert.pretrain.config import PretrainConfig
 
 MINIMAL = "output: out\ndata: {train: a, heldout: b}\ntokenizer: t\nteacher: t\n"
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+
+from bitbert.config import dump_config, load_config
 from bitbert.data_prep.config import DataConfig
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.pretrain.config import PretrainConfig
-
-from bitbert.config import dump_config, load_config
 from tests.conftest import REPOSITORY
 
 CLASSES = {"data_prep": DataConfig, "pretrain": PretrainConfig, "finetune": FinetuneConfig}

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from bitbert.errors import UserError
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.data import TaskData, encode, read_csv_task
 from bitbert.finetune.source import open_source
 from bitbert.finetune.train import finetune, majority_scores
-
-from bitbert.errors import UserError
 from bitbert.model.export import pack_model
 from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+
+from bitbert.errors import UserError
 from bitbert.finetune.data import batches, encode, read_csv_task, read_glue_task
 from bitbert.finetune.metrics import METRICS
 from bitbert.finetune.tasks import TASKS, find_task
-
-from bitbert.errors import UserError
 
 # Rows of the official files (docs of the data folder say which are samples); labels seen in dev.
 EXPECTED = {

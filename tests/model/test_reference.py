@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from bitbert.pretrain.objective import hidden_state_loss, soft_cross_entropy
 from safetensors import safe_open
 
 from bitbert.errors import UserError
 from bitbert.model import convert
 from bitbert.model.convert import from_reference
+from bitbert.pretrain.objective import hidden_state_loss, soft_cross_entropy
 
 DEAD_BIASES = ("key_residual.bias", "key_binary.bias")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bitbert.pretrain.data import BatchMaker
 
+from bitbert.pretrain.data import BatchMaker
 from bitbert.shards import ShardReader
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bitbert.pretrain.masking import mask_row
 
+from bitbert.pretrain.masking import mask_row
 from bitbert.shards import TokenRow
 
 TOKENIZER: dict[str, Any] = {"cls_id": 1, "sep_id": 2, "mask_id": 3, "vocab_size": 1000}

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from bitbert.errors import UserError
 from bitbert.pretrain.config import LossSection
 from bitbert.pretrain.data import Batch
 from bitbert.pretrain.objective import (
@@ -17,8 +19,6 @@ from bitbert.pretrain.objective import (
 )
 from bitbert.pretrain.schedule import linear_schedule
 from bitbert.pretrain.teacher import TeacherOutput, load_teacher
-
-from bitbert.errors import UserError
 from bitbert.tokenizer import load_tokenizer
 from tests.conftest import MINILM
 

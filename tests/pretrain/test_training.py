@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from bitbert.config import load_config
+from bitbert.errors import UserError
 from bitbert.files import write_json_atomically
+from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.run import check_run
 from bitbert.tracking import read_metrics
 from tests.conftest import REPOSITORY, run_module
 
@@ -114,8 +119,13 @@ def test_run_folder(finished: Path) -> None:
 
 
 def test_two_ranks_train_the_same_model(finished: Path, settings: list[str], tmp_path: Path) -> None:
-    result = train(*settings, f"output={tmp_path}/two", ranks=2)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    result = train(*settings, f"output={tmp_path}/two", f"tracking.mlflow_uri={uri}", ranks=2)
     assert result.returncode == 0, result.stderr
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("bitbert-pretrain").experiment_id])
+    assert (run.info.status, run.data.params["steps"]) == ("FINISHED", "6")
+    assert "loss/mlm" in run.data.metrics
     for line, golden in zip(losses(tmp_path / "two"), losses(finished), strict=True):
         assert line == pytest.approx(golden, rel=2e-3, abs=2e-4), f"step {line['step']}"
 
@@ -243,15 +253,21 @@ def test_dry_run_checks_and_counts_without_writing(settings: list[str], tmp_path
         (["tracking.mlflow_uri=./mlruns"], "use sqlite:///"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(
+def test_mistakes_are_named_before_anything_starts(
     settings: list[str], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     filled = [override.replace("{empty}", str(tmp_path / "empty")) for override in overrides]
-    result = train(*settings, f"output={tmp_path}/run", *filled)
+    with pytest.raises(UserError) as caught:
+        check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, [*settings, f"output={tmp_path}/run", *filled]))
+    assert message in str(caught.value)
+
+
+def test_mistake_is_one_line_and_exit_code_2(settings: list[str], tmp_path: Path) -> None:
+    result = train(*settings, f"output={tmp_path}/run", f"data.train={tmp_path}")
     assert result.returncode == 2, result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert message in line
+    assert result.stderr.startswith("error: shard folder")
+    assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
