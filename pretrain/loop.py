@@ -23,6 +23,7 @@ from .evaluate import evaluate
 from .monitor import BinaryMonitor
 from .objective import GlobalCounts, pretraining_terms, weighted_sum
 from .optim import build_optimizer
+from .preempt import PreemptedError, Preemption
 from .run import (
     CHECKPOINTS,
     Run,
@@ -42,6 +43,7 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         UserError: the config does not fit its data, teacher or run folder; found before any training.
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
+        PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
     """
     topology = detect_topology()
     accumulation_steps(config, topology)
@@ -68,6 +70,7 @@ class Trainer:
         self.resumed_at = self.step or None
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.monitor = BinaryMonitor(self.student)
+        self.preemption = Preemption()
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,
@@ -103,6 +106,9 @@ class Trainer:
                 save_final_model(self.run, self.student, record)
             self.engine.barrier()
             status = "FINISHED"
+        except PreemptedError:
+            status = "KILLED"
+            raise
         finally:
             self.tracker.close(status)
 
@@ -117,7 +123,7 @@ class Trainer:
             rank=self.topology.rank,
             world_size=self.topology.world_size,
         )
-        counts = self._global_counts(batches)
+        counts = self._agree(batches)
         learning_rate = linear_schedule(
             self.step,
             peak=self.config.optimizer.learning_rate,
@@ -149,12 +155,22 @@ class Trainer:
         self.engine.backward(weighted_sum(terms, self.config.loss), num_micro_batches=num_micro_batches)
         return terms
 
-    def _global_counts(self, batches: list[Batch]) -> GlobalCounts:
-        masked, tokens = (
-            float(sum(values))
-            for values in zip(*((len(batch.labels), batch.num_tokens) for batch in batches), strict=True)
-        )
-        masked, tokens = self.engine.sum_over_ranks([masked, tokens])
+    def _agree(self, batches: list[Batch]) -> GlobalCounts:
+        """What all ranks must know before the step: the counts of the global batch, and whether anyone must stop.
+
+        Raises:
+            PreemptedError: some rank was signalled; the checkpoint of the updates done so far is written.
+        """
+        local = [
+            float(sum(len(batch.labels) for batch in batches)),
+            float(sum(batch.num_tokens for batch in batches)),
+            float(self.preemption.requested),
+        ]
+        masked, tokens, requested = self.engine.sum_over_ranks(local)
+        if requested:
+            if self.step:
+                self._save()
+            raise PreemptedError(f"stopped by a signal after step {self.step}; start the same command again to go on")
         return GlobalCounts(masked, tokens, rows=float(self.config.global_batch_size))
 
     def _refuse_non_finite(self, losses: dict[str, float]) -> None:

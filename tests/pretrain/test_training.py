@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,25 @@ def test_finished_run_trains_no_more_and_damage_falls_back(finished: Path, setti
     again = train(*settings, f"output={folder}")
     assert "resumed from step-00000006" in again.stderr
     assert "step 6/6  loss" not in again.stderr
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGUSR1"])
+def test_signal_becomes_a_checkpoint_and_exit_code_75(settings: list[str], tmp_path: Path, signal_name: str) -> None:
+    command = [sys.executable, "-m", "bitbert.pretrain", SMOKE, *settings, f"output={tmp_path}/run", "steps=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step 2/"):
+            process.send_signal(getattr(signal, signal_name))
+            break
+    lines += process.stderr.readlines()
+    assert process.wait(timeout=60) == 75, lines
+    (stopped,) = [line for line in lines if "stopped by a signal after step" in line]
+    step = int(stopped.split("after step ")[1].split(";")[0])
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "manifest.json").is_file()
+    assert not (tmp_path / "run" / "final").exists()
 
 
 def test_calibration_happens_once_a_run(finished: Path, settings: list[str], tmp_path: Path) -> None:
