@@ -4,7 +4,9 @@ The literature counts a binary BERT in ways that differ by 16 %; every number he
 ``python -m bitbert.accounting`` prints the table for BERT-base.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bitbert.packed import PackedConfig, tensor_specs
 
@@ -60,7 +62,10 @@ def size_bibert_table(shape: Shape) -> Figure:
     count = count_parameters(shape)
     bits = count["layer_weights"] + count["word_embeddings"]
     floats = count["layer_biases"] + count["layer_norms"] + count["pooler_bias"]
-    convention = "BiBERT's table: 1 bit for layer weights and word table, float32 biases and norms; nothing for pooler weight, position and type tables, scales"
+    convention = (
+        "BiBERT's table: 1 bit for layer weights and word table, float32 biases and norms; "
+        "nothing for pooler weight, position and type tables, scales"
+    )
     return Figure((bits / 8 + 4 * floats) / MIB, "MiB", convention)
 
 
@@ -69,7 +74,12 @@ def size_bipft_table(shape: Shape) -> Figure:
     count = count_parameters(shape)
     bits = count["layer_weights"] + count["word_embeddings"] + count["pooler_weight"]
     floats = sum(count.values()) - bits
-    return Figure((bits / 8 + 4 * floats) / MIB, "MiB", "BiPFT's table: 1 bit for all matrices and the word table, float32 for the rest of BERT; nothing for scales, shifts, steps, estimators")
+    return Figure(
+        (bits / 8 + 4 * floats) / MIB,
+        "MiB",
+        "BiPFT's table: 1 bit for all matrices and the word table, float32 for the rest of BERT; "
+        "nothing for scales, shifts, steps, estimators",
+    )
 
 
 def size_deployable(config: PackedConfig) -> Figure:
@@ -80,7 +90,12 @@ def size_deployable(config: PackedConfig) -> Figure:
         for dimension in dimensions:
             elements *= dimension
         total += elements * _ITEM_BYTES[dtype]
-    return Figure(total / MIB, "MiB", f"ours: every tensor of the packed checkpoint ({config.method}), with scales, shifts, steps, estimators and padding")
+    return Figure(
+        total / MIB,
+        "MiB",
+        f"ours: every tensor of the packed checkpoint ({config.method}), with scales, shifts, steps, "
+        "estimators and padding",
+    )
 
 
 def multiply_accumulates(shape: Shape, num_tokens: int) -> dict[str, int]:
@@ -95,7 +110,11 @@ def multiply_accumulates(shape: Shape, num_tokens: int) -> dict[str, int]:
 
 def operations_full_precision(shape: Shape, num_tokens: int) -> Figure:
     """22.348 GFLOPs for BERT-base at 128 tokens; the tables print 22.5, TinyBERT's figure with element-wise work."""
-    return Figure(2 * sum(multiply_accumulates(shape, num_tokens).values()) / GIGA, "G", "2 operations a multiply-accumulate, matrix products only")
+    return Figure(
+        2 * sum(multiply_accumulates(shape, num_tokens).values()) / GIGA,
+        "G",
+        "2 operations a multiply-accumulate, matrix products only",
+    )
 
 
 def operations_binary(shape: Shape, num_tokens: int) -> Figure:
@@ -116,14 +135,25 @@ def operations_binary_with_elementwise(shape: Shape, num_tokens: int, *, norm_co
         + 3 * scores  # scale, mask, softmax
     )
     binary = operations_binary(shape, num_tokens)
-    return Figure(binary.value + elementwise / GIGA, "G", f"{binary.convention}, plus 1 operation an element of float work ({norm_cost} a norm's element)")
+    return Figure(
+        binary.value + elementwise / GIGA,
+        "G",
+        f"{binary.convention}, plus 1 operation an element of float work ({norm_cost} a norm's element)",
+    )
 
 
-def packed_config(shape: Shape, method_fields: dict[str, object], *, method: str) -> PackedConfig:
+def packed_config(shape: Shape, method_fields: Mapping[str, Any], *, method: str) -> PackedConfig:
     """The packed config of an encoder without head, to count its bytes."""
     names = ("weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler")
-    fields: dict[str, object] = {name: method_fields[name] for name in names}
-    return PackedConfig(**vars(shape), **fields, layer_norm_eps=1e-12, method=method, head="none", max_length=shape.max_position_embeddings)  # type: ignore[arg-type]
+    fields = {name: method_fields[name] for name in names}
+    return PackedConfig(
+        **vars(shape),
+        **fields,
+        layer_norm_eps=1e-12,
+        method=method,
+        head="none",
+        max_length=shape.max_position_embeddings,
+    )
 
 
 def table(shape: Shape, num_tokens: int, packed: PackedConfig) -> list[tuple[str, Figure]]:
@@ -136,7 +166,10 @@ def table(shape: Shape, num_tokens: int, packed: PackedConfig) -> list[tuple[str
         ("size, deployable", size_deployable(packed)),
         (f"operations at {num_tokens} tokens, full precision", operations_full_precision(shape, num_tokens)),
         (f"operations at {num_tokens} tokens, 1 bit", operations_binary(shape, num_tokens)),
-        (f"operations at {num_tokens} tokens, 1 bit, element-wise", operations_binary_with_elementwise(shape, num_tokens)),
+        (
+            f"operations at {num_tokens} tokens, 1 bit, element-wise",
+            operations_binary_with_elementwise(shape, num_tokens),
+        ),
     ]
 
 
@@ -151,7 +184,13 @@ def format_table(rows: list[tuple[str, Figure]]) -> str:
 
 def main() -> None:
     """Print BERT-base at 128 tokens with BiPFT-B's method."""
-    fields: dict[str, object] = {"weight_scale": "tensor", "residual_rank": 1, "hidden_act": "gelu", "ffn_input": "signed", "pooler": "residual_norm"}
+    fields = {
+        "weight_scale": "tensor",
+        "residual_rank": 1,
+        "hidden_act": "gelu",
+        "ffn_input": "signed",
+        "pooler": "residual_norm",
+    }
     shape = Shape()
     print(format_table(table(shape, 128, packed_config(shape, fields, method="bipft-b"))))
 

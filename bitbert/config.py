@@ -37,7 +37,9 @@ def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[s
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/")
+        raise UserError(
+            f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -104,7 +106,9 @@ def _expand(value: Any, origin: str) -> Any:
         name, default = match.groups()
         found = os.environ.get(name, default)
         if found is None:
-            raise UserError(f"{origin}: {value!r} needs the environment variable {name}, which is not set; export {name}=...")
+            raise UserError(
+                f"{origin}: {value!r} needs the environment variable {name}, which is not set; export {name}=..."
+            )
         return found
 
     return _VARIABLE.sub(replace, value)

@@ -90,4 +90,6 @@ def read_json(path: Path, what: str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{what} {str(path)!r} does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {str(path)!r} is not valid JSON ({error}); the file is damaged, make or copy it again") from error
+        raise UserError(
+            f"{what} {str(path)!r} is not valid JSON ({error}); the file is damaged, make or copy it again"
+        ) from error

@@ -15,16 +15,37 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def finetune(
-    model: Annotated[str, typer.Argument(help="Run folder of bitbert-pretrain, saved model, packed checkpoint, or (with --method) a full-precision BERT.", metavar="MODEL")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4.", metavar="[KEY=VALUE]...")] = None,
-    task: Annotated[str | None, typer.Option(help="GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.")] = None,
-    glue_dir: Annotated[Path | None, typer.Option(help="Folder with the official GLUE files (CoLA/train.tsv, SST-2/train.tsv, ...).")] = None,
-    train: Annotated[Path | None, typer.Option(help="Your own training CSV: text,label or text_a,text_b,label.")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Run of bitbert-pretrain, saved model, packed checkpoint, or (with --method) full-precision BERT.",
+            metavar="MODEL",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4.", metavar="[KEY=VALUE]..."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.")
+    ] = None,
+    glue_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the official GLUE files (CoLA/train.tsv, SST-2/train.tsv, ...)."),
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Your own training CSV: text,label or text_a,text_b,label.")
+    ] = None,
     evaluation: Annotated[Path | None, typer.Option("--eval", help="Your own evaluation CSV.")] = None,
     regression: Annotated[bool, typer.Option("--regression", help="Labels of your CSV are scores.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for results.json and seed-N/packed.")] = Path("runs/finetune"),
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished ones are skipped.")] = "0",
-    method: Annotated[str | None, typer.Option(help="Preset that binarizes a full-precision MODEL: the task-specific baseline.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Preset that binarizes a full-precision MODEL: the task-specific baseline."),
+    ] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with the recipe; BiPFT's by default.")] = None,
 ) -> None:
     """Finetune a binary BERT on a GLUE task or on your own CSV, without a teacher; ends in a packed task model.
@@ -75,7 +96,9 @@ def _table(summary: dict) -> str:
         for metric, mean in values.items():
             deviation = summary["standard_deviation"]
             spread = f" +- {deviation[name][metric]:.4f}" if deviation else ""
-            lines.append(f"  {name:16} {metric:10} {mean:.4f}{spread}   majority class {summary['majority'][name][metric]:.4f}")
+            lines.append(
+                f"  {name:16} {metric:10} {mean:.4f}{spread}   majority class {summary['majority'][name][metric]:.4f}"
+            )
     return "\n".join(lines)
 
 

@@ -54,7 +54,10 @@ def read_glue_task(task: Task, glue_folder: Path) -> TaskData:
     """
     folder = glue_folder / task.folder
     if not folder.is_dir():
-        raise UserError(f"GLUE folder {str(glue_folder)!r} has no {task.folder}/; give the folder that holds {task.folder}/train.tsv with --glue-dir")
+        raise UserError(
+            f"GLUE folder {str(glue_folder)!r} has no {task.folder}/; give the folder that holds "
+            f"{task.folder}/train.tsv with --glue-dir"
+        )
     train = _read_glue_file(task, folder / "train.tsv")
     evaluation = {name: _read_glue_file(task, folder / file) for name, file in task.dev_files}
     return TaskData(task.name, train, evaluation, task.labels, task.metrics, task.epochs)
@@ -71,20 +74,36 @@ def read_csv_task(train: Path, evaluation: Path, *, regression: bool) -> TaskDat
     train_rows, eval_rows = _read_csv(train), _read_csv(evaluation)
     labels = () if regression else tuple(sorted({label for *_, label in train_rows}))
     if not regression and len(labels) < 2:
-        raise UserError(f"{str(train)!r} has one label only, {labels[0]!r}; wanted at least two classes, or pass --regression for scores")
+        raise UserError(
+            f"{str(train)!r} has one label only, {labels[0]!r}; wanted at least two classes, "
+            "or pass --regression for scores"
+        )
     metrics = ("pearson", "spearman") if regression else ("accuracy",)
     sets = [_examples(rows, labels, path) for rows, path in ((train_rows, train), (eval_rows, evaluation))]
-    return TaskData(train.stem if train.stem != "train" else train.parent.name, sets[0], {"eval": sets[1]}, labels, metrics, epochs=3)
+    return TaskData(
+        train.stem if train.stem != "train" else train.parent.name,
+        sets[0],
+        {"eval": sets[1]},
+        labels,
+        metrics,
+        epochs=3,
+    )
 
 
 def encode(examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[tuple[list[int], list[int]]]:
     """(input_ids, token_type_ids) of each example, cut to ``max_length``."""
     seconds: Sequence[str | None] = examples.second_texts or [None] * len(examples)
-    return [tokenizer.encode_pair(first, second, max_length) for first, second in zip(examples.texts, seconds, strict=True)]
+    return [
+        tokenizer.encode_pair(first, second, max_length) for first, second in zip(examples.texts, seconds, strict=True)
+    ]
 
 
 def batches(
-    encoded: Sequence[tuple[list[int], list[int]]], labels: np.ndarray, order: np.ndarray, batch_size: int, pad_id: int
+    encoded: Sequence[tuple[list[int], list[int]]],
+    labels: np.ndarray,
+    order: np.ndarray,
+    batch_size: int,
+    pad_id: int,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches in the given order, each padded to its longest sequence: keyword arguments of the model."""
     for start in range(0, len(order), batch_size):
@@ -108,7 +127,10 @@ def _read_glue_file(task: Task, path: Path) -> Examples:
         header, rows = (rows[0] if rows else []), rows[1:]
         missing = [name for name in (*task.text_columns, task.label_column) if name not in header]
         if missing:
-            raise UserError(f"{str(path)!r} has no column {missing[0]!r}; columns: {header}; wanted the official {task.folder} format")
+            raise UserError(
+                f"{str(path)!r} has no column {missing[0]!r}; columns: {header}; "
+                f"wanted the official {task.folder} format"
+            )
         columns = [header.index(str(name)) for name in (*task.text_columns, task.label_column)]
     else:
         columns = [int(number) for number in (*task.text_columns, task.label_column)]
@@ -117,7 +139,10 @@ def _read_glue_file(task: Task, path: Path) -> Examples:
         if len(row) <= max(columns):
             if task.skip_short_rows:
                 continue
-            raise UserError(f"{str(path)!r}, row {number}: {len(row)} columns, wanted {max(columns) + 1} or more; the file is damaged")
+            raise UserError(
+                f"{str(path)!r}, row {number}: {len(row)} columns, wanted {max(columns) + 1} or more; "
+                "the file is damaged"
+            )
         found.append(tuple(row[column] for column in columns))
     return _examples(found, task.labels, path)
 

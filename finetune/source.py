@@ -34,13 +34,23 @@ class Source:
 
     def build(self, task: TaskData, seed: int) -> BitBertForSequenceClassification:
         """A model with this encoder and a fresh classifier drawn from ``seed``."""
-        labels = {"num_labels": 1} if task.is_regression else {"id2label": dict(enumerate(task.labels)), "label2id": {name: number for number, name in enumerate(task.labels)}}
+        labels = (
+            {"num_labels": 1}
+            if task.is_regression
+            else {
+                "id2label": dict(enumerate(task.labels)),
+                "label2id": {name: number for number, name in enumerate(task.labels)},
+            }
+        )
         config = BitBertConfig(**{**self.config.to_diff_dict(), **labels})
         torch.manual_seed(seed)
         model = BitBertForSequenceClassification(config)
         missing, unexpected = model.load_state_dict(self.tensors, strict=False)
         if unexpected or set(missing) != {"classifier.weight", "classifier.bias"}:
-            raise UserError(f"the checkpoint does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}; it is damaged, make it again")
+            raise UserError(
+                f"the checkpoint does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}; "
+                "it is damaged, make it again"
+            )
         return model
 
 
@@ -62,24 +72,37 @@ def open_source(name: str, method: str | None) -> Source:
         encoder = unpack_model(packed)
         return Source(encoder.config, _encoder_tensors(encoder.state_dict()), packed.tokenizer, calibrated=True)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"model {name!r} has neither {_FINAL}/ nor config.json nor packed weights; give a finished run, a saved model or a packed checkpoint")
+        raise UserError(
+            f"model {name!r} has neither {_FINAL}/ nor config.json nor packed weights; give a finished run, "
+            "a saved model or a packed checkpoint"
+        )
     if path.is_dir() and read_json(path / "config.json", "model config").get("model_type") == BitBertConfig.model_type:
         _refuse_method(name, method)
-        config = BitBertConfig.from_pretrained(path)
+        config: Any = BitBertConfig.from_pretrained(path)
         return Source(config, _encoder_tensors(_read_weights(path)), load_tokenizer(str(path)), calibrated=True)
     return _open_full_precision(name, str(path) if path.exists() else name, method)
 
 
 def _open_full_precision(name: str, path: str, method: str | None) -> Source:
     if method is None:
-        raise UserError(f"model {name!r} is a full-precision BERT; pass --method baseline to binarize it without pretraining, or give a pretrained BitBERT")
+        raise UserError(
+            f"model {name!r} is a full-precision BERT; pass --method baseline to binarize it without pretraining, "
+            "or give a pretrained BitBERT"
+        )
     fields = preset_fields(method)
     transformers.logging.set_verbosity_error()
     try:
-        model = transformers.BertModel.from_pretrained(path, dtype=torch.float32)
+        model = transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}; give a folder or a Hugging Face id of a BERT") from error
-    shape = {key: value for key, value in model.config.to_diff_dict().items() if key in BitBertConfig().to_dict() and key not in ("model_type", "architectures", "hidden_act")}
+        raise UserError(
+            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "give a folder or a Hugging Face id of a BERT"
+        ) from error
+    shape = {
+        key: value
+        for key, value in model.config.to_diff_dict().items()
+        if key in BitBertConfig().to_dict() and key not in ("model_type", "architectures", "hidden_act")
+    }
     student = from_full_precision(model.state_dict(), BitBertConfig(**(shape | fields)))
     return Source(student.config, _encoder_tensors(student.state_dict()), load_tokenizer(path), calibrated=False)
 

@@ -44,7 +44,16 @@ TASKS = {
         Task("sst2", "SST-2", ("sentence",), "label", _BINARY, ("accuracy",), 10),
         Task("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BINARY, ("accuracy", "f1"), 20),
         Task("stsb", "STS-B", ("sentence1", "sentence2"), "score", (), ("pearson", "spearman"), 20),
-        Task("qqp", "QQP", ("question1", "question2"), "is_duplicate", _BINARY, ("accuracy", "f1"), 6, skip_short_rows=True),
+        Task(
+            "qqp",
+            "QQP",
+            ("question1", "question2"),
+            "is_duplicate",
+            _BINARY,
+            ("accuracy", "f1"),
+            6,
+            skip_short_rows=True,
+        ),
         Task(
             "mnli",
             "MNLI",

@@ -35,7 +35,9 @@ class EncodedTask:
     evaluation: dict[str, Encoded]
 
 
-def finetune(source: Source, task: TaskData, config: FinetuneConfig, seeds: list[int], output: Path, *, model_name: str) -> dict[str, Any]:
+def finetune(
+    source: Source, task: TaskData, config: FinetuneConfig, seeds: list[int], output: Path, *, model_name: str
+) -> dict[str, Any]:
     """Finetune every seed, skip those that are done, and write ``output/results.json``.
 
     Each seed leaves ``output/seed-N/packed`` (the packed task model) and ``result.json``.
@@ -44,7 +46,10 @@ def finetune(source: Source, task: TaskData, config: FinetuneConfig, seeds: list
         UserError: ``output`` holds results of another finetuning.
     """
     if config.max_length > source.config.max_position_embeddings:
-        raise UserError(f"max_length {config.max_length} is above the model's {source.config.max_position_embeddings} positions; lower it")
+        raise UserError(
+            f"max_length {config.max_length} is above the model's {source.config.max_position_embeddings} positions; "
+            "lower it"
+        )
     identity = {"task": task.name, "model": model_name, "config": config.model_dump(mode="json")}
     encoded = EncodedTask(
         encode(_limit(task.train, config), source.tokenizer, config.max_length),
@@ -57,13 +62,23 @@ def finetune(source: Source, task: TaskData, config: FinetuneConfig, seeds: list
         results[seed] = found or _finetune_seed(source, task, encoded, config, seed, folder, identity)
         if found:
             log(f"{task.name} seed {seed}: already done, {_show(found['scores'])}")
-    summary = identity | {"selection": config.selection, "majority": majority_scores(task), **_over_seeds(results)}
+    summary = identity | {
+        "selection": config.selection,
+        "majority": majority_scores(task),
+        **_over_seeds(results),
+    }
     write_json_atomically(output / "results.json", summary)
     return summary
 
 
 def _finetune_seed(
-    source: Source, task: TaskData, encoded: EncodedTask, config: FinetuneConfig, seed: int, folder: Path, identity: dict[str, Any]
+    source: Source,
+    task: TaskData,
+    encoded: EncodedTask,
+    config: FinetuneConfig,
+    seed: int,
+    folder: Path,
+    identity: dict[str, Any],
 ) -> dict[str, Any]:
     model = source.build(task, seed)
     labels, pad_id = task.train.labels, source.tokenizer.pad_id
@@ -71,7 +86,9 @@ def _finetune_seed(
     if not source.calibrated:
         first = next(batches(encoded.train, labels, random.permutation(len(encoded.train)), config.batch_size, pad_id))
         calibrate_step_sizes(model, {name: tensor for name, tensor in first.items() if name != "labels"})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     epochs = config.epochs or task.epochs
     steps = -(-len(encoded.train) // config.batch_size)
     history: list[Scores] = []
@@ -81,15 +98,25 @@ def _finetune_seed(
         bar = progress.add_task(f"{task.name} seed {seed}", total=epochs * steps)
         for epoch in range(epochs):
             model.train()
-            for batch in batches(encoded.train, labels, random.permutation(len(encoded.train)), config.batch_size, pad_id):
+            for batch in batches(
+                encoded.train, labels, random.permutation(len(encoded.train)), config.batch_size, pad_id
+            ):
                 loss = model(**batch).loss
                 if not torch.isfinite(loss):
-                    raise UserError(f"{task.name} seed {seed}, epoch {epoch + 1}: the loss is {loss.item()}; lower learning_rate={config.learning_rate}")
+                    raise UserError(
+                        f"{task.name} seed {seed}, epoch {epoch + 1}: the loss is {loss.item()}; "
+                        f"lower learning_rate={config.learning_rate}"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 progress.advance(bar)
-            history.append({name: _evaluate(model, task, examples, encoded.evaluation[name], config, pad_id) for name, examples in task.evaluation.items()})
+            history.append(
+                {
+                    name: _evaluate(model, task, examples, encoded.evaluation[name], config, pad_id)
+                    for name, examples in task.evaluation.items()
+                }
+            )
             log(f"{task.name} seed {seed} epoch {epoch + 1}/{epochs}: {_show(history[-1])}")
             score = next(iter(history[-1].values()))[task.metrics[0]]
             if best is None or score > best[0] or config.selection == "last_epoch":
@@ -105,11 +132,27 @@ def _finetune_seed(
 
 
 @torch.no_grad()
-def _evaluate(model: BitBertForSequenceClassification, task: TaskData, examples: Examples, encoded: Encoded, config: FinetuneConfig, pad_id: int) -> dict[str, float]:
+def _evaluate(
+    model: BitBertForSequenceClassification,
+    task: TaskData,
+    examples: Examples,
+    encoded: Encoded,
+    config: FinetuneConfig,
+    pad_id: int,
+) -> dict[str, float]:
     model.eval()
     # Neighbours of like length share a batch: less padding, the same predictions.
     order = np.argsort([len(ids) for ids, _ in encoded], kind="stable")
-    logits = torch.cat([model(**batch).logits for batch in batches(encoded, examples.labels, order, config.eval_batch_size, pad_id)]).float().numpy()
+    logits = (
+        torch.cat(
+            [
+                model(**batch).logits
+                for batch in batches(encoded, examples.labels, order, config.eval_batch_size, pad_id)
+            ]
+        )
+        .float()
+        .numpy()
+    )
     outputs = logits[:, 0] if task.is_regression else logits.argmax(axis=-1)
     labels = examples.labels[order]
     return {name: METRICS[name](outputs, labels) for name in task.metrics}
@@ -120,7 +163,9 @@ def majority_scores(task: TaskData) -> Scores:
     labels = task.train.labels
     constant = labels.mean() if task.is_regression else np.bincount(labels).argmax()
     return {
-        name: {metric: METRICS[metric](np.full_like(examples.labels, constant), examples.labels) for metric in task.metrics}
+        name: {
+            metric: METRICS[metric](np.full_like(examples.labels, constant), examples.labels) for metric in task.metrics
+        }
         for name, examples in task.evaluation.items()
     }
 
@@ -131,10 +176,17 @@ def _over_seeds(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
     first = next(iter(scores.values()))
 
     def over(aggregate: Any) -> Scores:
-        return {name: {metric: aggregate([score[name][metric] for score in scores.values()]) for metric in values} for name, values in first.items()}
+        return {
+            name: {metric: aggregate([score[name][metric] for score in scores.values()]) for metric in values}
+            for name, values in first.items()
+        }
 
     deviation = over(lambda values: float(np.std(values, ddof=1))) if len(scores) > 1 else None
-    return {"seeds": {str(seed): score for seed, score in scores.items()}, "mean": over(lambda values: float(np.mean(values))), "standard_deviation": deviation}
+    return {
+        "seeds": {str(seed): score for seed, score in scores.items()},
+        "mean": over(lambda values: float(np.mean(values))),
+        "standard_deviation": deviation,
+    }
 
 
 def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -143,7 +195,10 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     found: dict[str, Any] = read_json(folder / "result.json", "finetuning result")
     changed = [key for key, value in identity.items() if found.get(key) != value]
     if changed:
-        raise UserError(f"{str(folder)!r} holds a result with another {changed[0]} ({found.get(changed[0])!r}); choose another --output, or remove the folder")
+        raise UserError(
+            f"{str(folder)!r} holds a result with another {changed[0]} ({found.get(changed[0])!r}); "
+            "choose another --output, or remove the folder"
+        )
     return found
 
 
@@ -156,15 +211,26 @@ def _limit(examples: Examples, config: FinetuneConfig) -> Examples:
 
 
 def _show(scores: Scores) -> str:
-    return "  ".join(f"{name} {metric} {value:.4f}" for name, values in scores.items() for metric, value in values.items())
+    return "  ".join(
+        f"{name} {metric} {value:.4f}" for name, values in scores.items() for metric, value in values.items()
+    )
 
 
 def _card(result: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {name} | {metric} | {value:.4f} |" for name, values in result["scores"].items() for metric, value in values.items())
-    selection = "the epoch with the best score below, so the score is optimistic" if result["config"]["selection"] == "best_epoch" else "the last epoch"
+    rows = "\n".join(
+        f"| {name} | {metric} | {value:.4f} |"
+        for name, values in result["scores"].items()
+        for metric, value in values.items()
+    )
+    selection = (
+        "the epoch with the best score below, so the score is optimistic"
+        if result["config"]["selection"] == "best_epoch"
+        else "the last epoch"
+    )
     return f"""# A packed 1-bit task model: {result["task"]}
 
-Made by `bitbert-finetune` from `{result["model"]}`, seed {result["seed"]}, without a teacher. Weights of epoch {result["epoch"]}: {selection}.
+Made by `bitbert-finetune` from `{result["model"]}`, seed {result["seed"]}, without a teacher.
+Weights of epoch {result["epoch"]}: {selection}.
 
 | evaluation set | metric | score |
 | --- | --- | --- |

@@ -22,7 +22,12 @@ from bitbert.files import publish_folder, read_json, sha256_file, write_json_ato
 
 FORMAT = "bitbert-training"
 FORMAT_VERSION = 1
-_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_MODEL, _OPTIMIZER, _STATE, _MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-def save_checkpoint(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+) -> Path:
     """Write ``root/step-N`` (N from ``state["step"]``) and remove all but the newest ``keep`` checkpoints."""
     folder = root / f"step-{state['step']:08d}"
     with publish_folder(folder, replace=True) as temporary:
@@ -57,6 +64,13 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
+def remove_unfinished(root: Path) -> None:
+    """Delete what a kill during a save left behind; call it on one rank, before the first save."""
+    for folder in root.glob(".step-*"):
+        log(f"removing unfinished {folder.name}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def newest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies; damaged ones are named in the log and passed over.
 
@@ -70,7 +84,9 @@ def newest_checkpoint(root: Path) -> Checkpoint | None:
             return Checkpoint(folder, read_json(folder / _STATE, "checkpoint state"))
         log(f"checkpoint {folder.name}: {problem}; trying the one before")
     if folders:
-        raise UserError(f"none of the {len(folders)} checkpoints in {str(root)!r} verifies; remove the folder to start anew")
+        raise UserError(
+            f"none of the {len(folders)} checkpoints in {str(root)!r} verifies; remove the folder to start anew"
+        )
     return None
 
 
@@ -90,7 +106,9 @@ def load_model_weights(path: Path, model: nn.Module) -> None:
     tensors = load_file(path)
     targets = _model_tensors(model, clone=False)
     if set(tensors) != set(targets) or any(tensors[name].shape != targets[name].shape for name in targets):
-        raise UserError(f"{str(path)!r} holds another model than the config asks for; use another output or the config that made it")
+        raise UserError(
+            f"{str(path)!r} holds another model than the config asks for; use another output or the config that made it"
+        )
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
@@ -134,7 +152,9 @@ def _load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
     for key, value in tensors.items():
         kind, _, name = key.partition("|")
         if name not in parameters:
-            raise UserError(f"{checkpoint.folder.name}/{_OPTIMIZER} has moments of {name!r}, which the model lacks; use the config that made it")
+            raise UserError(
+                f"{checkpoint.folder.name}/{_OPTIMIZER} has moments of {name!r}, which the model lacks; "
+                "use the config that made it"
+            )
         parameter = parameters[name]
-        # AdamW keeps its step counters on the CPU, its moments beside the parameter.
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        optimizer.state[parameter][kind] = value.to(parameter.device)

@@ -22,7 +22,10 @@ class ModelSection(FrozenConfig):
     """The student: a preset, and method fields that differ from it. Its shape is the teacher's."""
 
     method: Annotated[str, Field(description="bipft-b, bipft-a, baseline or bitbert")] = "bipft-b"
-    fields: Annotated[dict[str, Any], Field(description="method or dropout fields of BitBertConfig that differ from the preset")] = {}
+    fields: Annotated[
+        dict[str, Any],
+        Field(description="method or dropout fields of BitBertConfig that differ from the preset"),
+    ] = Field(default_factory=dict)
 
 
 class LossSection(FrozenConfig):
@@ -30,9 +33,15 @@ class LossSection(FrozenConfig):
 
     mlm: NonNegative = 1.0
     nsp: NonNegative = 1.0
-    hidden: Annotated[float, Field(ge=0, description="mean over embedding output and layers of the hidden states' MSE")] = 1.0
-    nsp_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's NSP logits")] = 1.0
-    mlm_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's MLM logits at masked positions")] = 0.0
+    hidden: Annotated[
+        float, Field(ge=0, description="mean over embedding output and layers of the hidden states' MSE")
+    ] = 1.0
+    nsp_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's NSP logits")] = (
+        1.0
+    )
+    mlm_distillation: Annotated[
+        float, Field(ge=0, description="soft cross-entropy with the teacher's MLM logits at masked positions")
+    ] = 0.0
     temperature: Annotated[float, Field(gt=0, description="of the MLM-logit distillation")] = 1.0
 
 
@@ -81,7 +90,12 @@ class PretrainConfig(FrozenConfig):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}; change one of them")
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}; change one of them"
+            )
         if self.optimizer.warmup_steps > self.steps:
-            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} is above steps {self.steps}; lower it")
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} is above steps {self.steps}; lower it"
+            )
         return self

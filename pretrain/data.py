@@ -69,7 +69,14 @@ class BatchMaker:
         labels, positions, next_sentence = [], [], []
         for place, (epoch, index) in enumerate(rows):
             row = self.reader[index]
-            masked = mask_row(row, self.tokenizer, probability=self._mask_probability, seed=self._seed, epoch=epoch, index=index)
+            masked = mask_row(
+                row,
+                self.tokenizer,
+                probability=self._mask_probability,
+                seed=self._seed,
+                epoch=epoch,
+                index=index,
+            )
             size = len(masked.input_ids)
             ids[place, :size] = masked.input_ids
             mask[place, :size] = 1
@@ -77,10 +84,19 @@ class BatchMaker:
             positions.append(masked.positions + place * length)
             labels.append(masked.labels)
             next_sentence.append(row.next_sentence_label)
-        arrays: list[Any] = [ids, mask, types, np.concatenate(positions), np.concatenate(labels), np.array(next_sentence, dtype=np.int64)]
+        arrays: list[Any] = [
+            ids,
+            mask,
+            types,
+            np.concatenate(positions),
+            np.concatenate(labels),
+            np.array(next_sentence, dtype=np.int64),
+        ]
         return Batch(*(torch.from_numpy(array) for array in arrays))
 
-    def step_batches(self, step: int, *, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> list[Batch]:
+    def step_batches(
+        self, step: int, *, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
+    ) -> list[Batch]:
         """This rank's micro-batches of optimizer step ``step``.
 
         The step's rows are the same on any number of ranks; ranks take turns in blocks of ``micro_batch_size``.

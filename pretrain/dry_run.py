@@ -28,17 +28,23 @@ def describe_run(config: PretrainConfig) -> str:
     frozen = sum(parameter.numel() for parameter in run.teacher.parameters())
     sequences = config.steps * config.global_batch_size
     shape = Shape(**{name: getattr(run.student_config, name) for name in vars(Shape())})
-    figures = table(shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method))
+    figures = table(
+        shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method)
+    )
     lines = [
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
         "",
-        f"ranks                 {topology.world_size}, {accumulation} micro-batches of {config.micro_batch_size} a rank and step",
+        f"ranks                 {topology.world_size}, {accumulation} micro-batches of {config.micro_batch_size} a "
+        "rank and step",
         f"student               {trained:,} parameters, method {config.model.method}",
         f"teacher               {frozen:,} parameters, frozen",
-        f"training data         {manifest['rows']:,} rows, {manifest['tokens']:,} tokens, at most {manifest['max_length']} a row",
-        f"run                   {config.steps:,} steps, {sequences:,} sequences, {sequences / manifest['rows']:.2f} epochs, "
+        f"training data         {manifest['rows']:,} rows, {manifest['tokens']:,} tokens, "
+        f"at most {manifest['max_length']} a row",
+        f"run                   {config.steps:,} steps, {sequences:,} sequences, "
+        f"{sequences / manifest['rows']:.2f} epochs, "
         f"{sequences * manifest['tokens'] / manifest['rows']:,.0f} tokens",
-        f"memory a rank         {trained * _BYTES_TRAINED / MIB:,.0f} MiB weights, gradients, moments; {frozen * 4 / MIB:,.0f} MiB teacher; activations not counted",
+        f"memory a rank         {trained * _BYTES_TRAINED / MIB:,.0f} MiB weights, gradients, moments; "
+        f"{frozen * 4 / MIB:,.0f} MiB teacher; activations not counted",
         f"checkpoint            {trained * 12 / MIB:,.0f} MiB each, {config.keep_checkpoints} kept",
         "",
         format_table(figures),

@@ -48,11 +48,23 @@ class Engine:
     Parameters of ZeRO stage 0: every rank holds the whole model and optimizer.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: PretrainConfig, topology: Topology, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: PretrainConfig,
+        topology: Topology,
+        device: torch.device,
+    ) -> None:
         import deepspeed
 
         self.topology, self.device, self.model = topology, device, model
-        self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, topology), dist_init_required=False)
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, topology),
+            dist_init_required=False,
+        )
         self.optimizer = optimizer
 
     def __call__(self, **inputs: Any) -> Any:
@@ -81,7 +93,9 @@ class Engine:
         """Sum each value over all ranks, in float64."""
         import deepspeed.comm as comm
 
-        local = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device).detach() for value in values])
+        local = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device).detach() for value in values]
+        )
         if self.topology.world_size > 1:
             comm.all_reduce(local)
         return local.tolist()
@@ -117,7 +131,8 @@ def accumulation_steps(config: PretrainConfig, topology: Topology) -> int:
     per_pass = config.micro_batch_size * topology.world_size
     if config.global_batch_size % per_pass:
         raise UserError(
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} x {topology.world_size} ranks = {per_pass}; "
+            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
+            f"{config.micro_batch_size} x {topology.world_size} ranks = {per_pass}; "
             "change micro_batch_size or the number of ranks"
         )
     return config.global_batch_size // per_pass
@@ -133,7 +148,6 @@ def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, An
         "zero_optimization": {"stage": 0},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        "zero_allow_untested_optimizer": True,
     }
 
 

@@ -13,7 +13,9 @@ EVALUATION_EPOCH = 0
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, model: nn.Module, teacher: Teacher, batches: BatchMaker, *, num_rows: int, batch_size: int) -> dict[str, float]:
+def evaluate(
+    engine: Engine, model: nn.Module, teacher: Teacher, batches: BatchMaker, *, num_rows: int, batch_size: int
+) -> dict[str, float]:
     """Metrics over the first ``num_rows`` rows of the held-out shards' permutation; masks never change.
 
     Returns:

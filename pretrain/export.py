@@ -45,7 +45,10 @@ def export_run(run_dir: Path, out_dir: Path, *, replace: bool = False) -> dict[s
     """
     final = run_dir / FINAL
     if not final.is_dir():
-        raise UserError(f"{str(run_dir)!r} has no finished model (no {FINAL}/); give a run folder whose training has ended, or start bitbert-pretrain again to finish it")
+        raise UserError(
+            f"{str(run_dir)!r} has no finished model (no {FINAL}/); give a run folder whose training has ended, "
+            "or start bitbert-pretrain again to finish it"
+        )
     if out_dir.exists() and not replace:
         raise UserError(f"output {str(out_dir)!r} already exists; choose another folder, or pass --replace")
     training = read_json(final / TRAINING_FILE, "training record")
@@ -58,12 +61,14 @@ def export_run(run_dir: Path, out_dir: Path, *, replace: bool = False) -> dict[s
 
 def _card(training: dict[str, Any], tensors: dict[str, np.ndarray], difference: float) -> str:
     config, metrics = training["config"], training["final_metrics"]
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     rows = "\n".join(f"| {name.removeprefix('eval/')} | {value:.4f} |" for name, value in metrics.items())
     return f"""# A packed 1-bit BERT
 
-Made by `bitbert-export`. Method `{config["model"]["method"]}`, {training["steps"]} steps of {config["global_batch_size"]}
-sequences of at most {training["max_length"]} tokens, distilled from the full-precision teacher `{config["teacher"]}`.
-{sum(tensor.nbytes for tensor in tensors.values()):,} bytes of tensors. Largest difference of its logits to torch's: {difference:.1e}.
+Made by `bitbert-export`. Method `{config["model"]["method"]}`, {training["steps"]} steps of
+{config["global_batch_size"]} sequences of at most {training["max_length"]} tokens, distilled from the full-precision
+teacher `{config["teacher"]}`. {num_bytes:,} bytes of tensors. Largest difference of its logits to torch's:
+{difference:.1e}.
 
 | held-out metric | value |
 | --- | --- |

@@ -15,7 +15,7 @@ from bitbert.permutation import derive_key
 from bitbert.tracking import RunStatus, Tracker, flatten
 
 from . import engine as engine_module
-from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, newest_checkpoint, remove_unfinished, save_checkpoint
 from .config import PretrainConfig
 from .data import Batch
 from .engine import Engine, NonFiniteLossError, accumulation_steps
@@ -23,7 +23,17 @@ from .evaluate import evaluate
 from .monitor import BinaryMonitor
 from .objective import GlobalCounts, pretraining_terms, weighted_sum
 from .optim import build_optimizer
-from .run import CHECKPOINTS, Run, build_calibrated_student, check_run, claim_folder, data_identity, save_final_model, share_student
+from .preempt import PreemptedError, Preemption
+from .run import (
+    CHECKPOINTS,
+    Run,
+    build_calibrated_student,
+    check_run,
+    claim_folder,
+    data_identity,
+    save_final_model,
+    share_student,
+)
 from .schedule import linear_schedule
 
 
@@ -33,6 +43,7 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         UserError: the config does not fit its data, teacher or run folder; found before any training.
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
+        PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
     """
     topology = detect_topology()
     accumulation_steps(config, topology)
@@ -59,6 +70,7 @@ class Trainer:
         self.resumed_at = self.step or None
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.monitor = BinaryMonitor(self.student)
+        self.preemption = Preemption()
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,
@@ -86,10 +98,17 @@ class Trainer:
                     self._train_step()
                     progress.update(task, completed=self.step)
             if self.topology.is_main:
-                record = {"steps": self.step, "final_metrics": self.evaluation, "config": self.config.model_dump(mode="json")}
+                record = {
+                    "steps": self.step,
+                    "final_metrics": self.evaluation,
+                    "config": self.config.model_dump(mode="json"),
+                }
                 save_final_model(self.run, self.student, record)
             self.engine.barrier()
             status = "FINISHED"
+        except PreemptedError:
+            status = "KILLED"
+            raise
         finally:
             self.tracker.close(status)
 
@@ -104,9 +123,12 @@ class Trainer:
             rank=self.topology.rank,
             world_size=self.topology.world_size,
         )
-        counts = self._global_counts(batches)
+        counts = self._agree(batches)
         learning_rate = linear_schedule(
-            self.step, peak=self.config.optimizer.learning_rate, warmup_steps=self.config.optimizer.warmup_steps, total_steps=self.config.steps
+            self.step,
+            peak=self.config.optimizer.learning_rate,
+            warmup_steps=self.config.optimizer.warmup_steps,
+            total_steps=self.config.steps,
         )
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
@@ -121,7 +143,9 @@ class Trainer:
         if logging:
             self._log_step(losses, learning_rate, counts, time.perf_counter() - started)
 
-    def _forward_backward(self, number: int, batch: Batch, counts: GlobalCounts, num_micro_batches: int) -> dict[str, torch.Tensor]:
+    def _forward_backward(
+        self, number: int, batch: Batch, counts: GlobalCounts, num_micro_batches: int
+    ) -> dict[str, torch.Tensor]:
         # Dropout from (seed, step, micro-batch of the global batch): nothing to store, a resumed run drops the same
         # units, and so does a run with another number of ranks.
         place = number * self.topology.world_size + self.topology.rank
@@ -131,32 +155,66 @@ class Trainer:
         self.engine.backward(weighted_sum(terms, self.config.loss), num_micro_batches=num_micro_batches)
         return terms
 
-    def _global_counts(self, batches: list[Batch]) -> GlobalCounts:
-        masked, tokens = (float(sum(values)) for values in zip(*((len(batch.labels), batch.num_tokens) for batch in batches), strict=True))
-        return GlobalCounts(*self.engine.sum_over_ranks([masked, tokens]), rows=float(self.config.global_batch_size))
+    def _agree(self, batches: list[Batch]) -> GlobalCounts:
+        """What all ranks must know before the step: the counts of the global batch, and whether anyone must stop.
+
+        Raises:
+            PreemptedError: some rank was signalled; the checkpoint of the updates done so far is written.
+        """
+        local = [
+            float(sum(len(batch.labels) for batch in batches)),
+            float(sum(batch.num_tokens for batch in batches)),
+            float(self.preemption.requested),
+        ]
+        masked, tokens, requested = self.engine.sum_over_ranks(local)
+        if requested:
+            if self.step:
+                self._save()
+            raise PreemptedError(f"stopped by a signal after step {self.step}; start the same command again to go on")
+        return GlobalCounts(masked, tokens, rows=float(self.config.global_batch_size))
 
     def _refuse_non_finite(self, losses: dict[str, float]) -> None:
         """Every rank sees the same sums, so all stop together and none has updated."""
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
         if wrong:
             raise NonFiniteLossError(
-                f"step {self.step}: loss term {wrong[0]} is {losses[wrong[0]]}, no update was made; lower optimizer.learning_rate or set "
-                f"optimizer.gradient_clipping, then start again from the last checkpoint in {self.run.folder / CHECKPOINTS}"
+                f"step {self.step}: loss term {wrong[0]} is {losses[wrong[0]]}, no update was made; "
+                "lower optimizer.learning_rate or set "
+                "optimizer.gradient_clipping, then start again from the last checkpoint in "
+                f"{self.run.folder / CHECKPOINTS}"
             )
 
     def _log_step(self, losses: dict[str, float], learning_rate: float, counts: GlobalCounts, seconds: float) -> None:
         values = {f"loss/{name}": value for name, value in losses.items()}
         values["loss/total"] = sum(value * getattr(self.config.loss, name) for name, value in losses.items())
-        values |= {"learning_rate": learning_rate, "tokens_per_s": counts.tokens / seconds, **self.monitor.metrics()}
+        values |= {
+            "learning_rate": learning_rate,
+            "tokens_per_s": counts.tokens / seconds,
+            **self.monitor.metrics(),
+        }
         if self.engine.gradient_norm is not None:
             values["gradient_norm"] = self.engine.gradient_norm
         self.tracker.log(self.step, values)
-        self._say(f"step {self.step}/{self.config.steps}  loss {values['loss/total']:.4f}  " + "  ".join(f"{name} {value:.4f}" for name, value in losses.items()) + f"  {values['tokens_per_s']:.0f} tokens/s")
+        self._say(
+            f"step {self.step}/{self.config.steps}  loss {values['loss/total']:.4f}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            + f"  {values['tokens_per_s']:.0f} tokens/s"
+        )
 
     def _evaluate(self) -> dict[str, float]:
-        metrics = evaluate(self.engine, self.student, self.teacher, self.run.heldout, num_rows=self.config.eval_rows, batch_size=self.config.micro_batch_size)
+        metrics = evaluate(
+            self.engine,
+            self.student,
+            self.teacher,
+            self.run.heldout,
+            num_rows=self.config.eval_rows,
+            batch_size=self.config.micro_batch_size,
+        )
         self.tracker.log(self.step, metrics)
-        self._say(f"step {self.step}/{self.config.steps}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        self._say(
+            f"step {self.step}/{self.config.steps}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        )
         return metrics
 
     def _save(self) -> None:
@@ -168,16 +226,28 @@ class Trainer:
                 "world_size": self.topology.world_size,
                 "evaluation": self.evaluation,
             }
-            save_checkpoint(self.run.folder / CHECKPOINTS, self.student, self.optimizer, state, keep=self.config.keep_checkpoints)
+            save_checkpoint(
+                self.run.folder / CHECKPOINTS,
+                self.student,
+                self.optimizer,
+                state,
+                keep=self.config.keep_checkpoints,
+            )
         self.engine.barrier()
 
     def _resume(self) -> tuple[int, dict[str, float]]:
         """(updates done, last evaluation) of the newest checkpoint that verifies; (0, {}) without one."""
-        checkpoint = newest_checkpoint(self.run.folder / CHECKPOINTS)
+        root = self.run.folder / CHECKPOINTS
+        if self.topology.is_main:
+            remove_unfinished(root)
+        checkpoint = newest_checkpoint(root)
         if checkpoint is None:
             return 0, {}
         if checkpoint.state["data"] != data_identity(self.run):
-            raise UserError(f"checkpoint {checkpoint.folder.name} was trained on other shards than {self.config.data.train!r}; restore them, or choose another output=...")
+            raise UserError(
+                f"checkpoint {checkpoint.folder.name} was trained on other shards than {self.config.data.train!r}; "
+                "restore them, or choose another output=..."
+            )
         load_checkpoint(checkpoint, self.student, self.optimizer)
         self._say(f"resumed from {checkpoint.folder.name}")
         return checkpoint.step, checkpoint.state["evaluation"]
@@ -193,5 +263,10 @@ class Trainer:
     def _progress(self) -> Progress:
         """A bar on a terminal; in a log the lines of the steps tell the same."""
         console = Console(stderr=True)
-        columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns: tuple[Any, ...] = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         return Progress(*columns, console=console, disable=not (self.topology.is_main and console.is_terminal))

@@ -25,7 +25,9 @@ class MaskedRow:
     labels: np.ndarray
 
 
-def mask_row(row: TokenRow, tokenizer: dict[str, Any], *, probability: float, seed: int, epoch: int, index: int) -> MaskedRow:
+def mask_row(
+    row: TokenRow, tokenizer: dict[str, Any], *, probability: float, seed: int, epoch: int, index: int
+) -> MaskedRow:
     """Mask one row.
 
     Args:
@@ -43,7 +45,9 @@ def mask_row(row: TokenRow, tokenizer: dict[str, Any], *, probability: float, se
     positions = np.sort(ordinary[order[:count]])
     labels = ids[positions]
     fate = _hashes(len(ids), _REPLACE, seed, epoch, index)[positions].astype(np.float64) / 2.0**64
-    random_ids = (_hashes(len(ids), _TOKEN, seed, epoch, index)[positions] % np.uint64(tokenizer["vocab_size"])).astype(np.int64)
+    random_ids = (_hashes(len(ids), _TOKEN, seed, epoch, index)[positions] % np.uint64(tokenizer["vocab_size"])).astype(
+        np.int64
+    )
     ids = ids.copy()
     ids[positions] = np.where(fate < 0.8, tokenizer["mask_id"], np.where(fate < 0.9, random_ids, labels))
     return MaskedRow(ids, positions, labels)

@@ -29,7 +29,10 @@ class BinaryMonitor:
         self._signs = signs
         observed = [linear.input_binarizer.monitor for linear in self._linears]
         saturation = torch.stack([statistics.saturation for statistics in observed if statistics is not None]).mean()
-        return {"flip_ratio": flipped.item() / sum(sign.numel() for sign in signs), "saturation": saturation.item()}
+        return {
+            "flip_ratio": flipped.item() / sum(sign.numel() for sign in signs),
+            "saturation": saturation.item(),
+        }
 
     @torch.no_grad()
     def _current_signs(self) -> list[Tensor]:

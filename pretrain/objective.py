@@ -28,7 +28,9 @@ class GlobalCounts:
     rows: float
 
 
-def pretraining_terms(student: Any, teacher: TeacherOutput, batch: Batch, counts: GlobalCounts, config: LossSection) -> dict[str, Tensor]:
+def pretraining_terms(
+    student: Any, teacher: TeacherOutput, batch: Batch, counts: GlobalCounts, config: LossSection
+) -> dict[str, Tensor]:
     """This micro-batch's share of each weighted-in term, scalars, before weighting.
 
     Args:
@@ -39,13 +41,19 @@ def pretraining_terms(student: Any, teacher: TeacherOutput, batch: Batch, counts
     if config.mlm:
         terms["mlm"] = cross_entropy(student.prediction_logits, batch.labels, reduction="sum") / counts.masked
     if config.nsp:
-        terms["nsp"] = cross_entropy(student.seq_relationship_logits, batch.next_sentence_label, reduction="sum") / counts.rows
+        terms["nsp"] = (
+            cross_entropy(student.seq_relationship_logits, batch.next_sentence_label, reduction="sum") / counts.rows
+        )
     if config.hidden:
-        terms["hidden"] = hidden_state_loss(student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens)
+        terms["hidden"] = hidden_state_loss(
+            student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens
+        )
     if config.nsp_distillation:
         assert teacher.nsp_logits is not None  # Teacher.load refuses a teacher without the head
         # Published as a mean over rows and over the two classes.
-        terms["nsp_distillation"] = soft_cross_entropy(student.seq_relationship_logits, teacher.nsp_logits) / (2 * counts.rows)
+        terms["nsp_distillation"] = soft_cross_entropy(student.seq_relationship_logits, teacher.nsp_logits) / (
+            2 * counts.rows
+        )
     if config.mlm_distillation:
         assert teacher.mlm_logits is not None
         soft = soft_cross_entropy(student.prediction_logits, teacher.mlm_logits, config.temperature)
@@ -58,7 +66,9 @@ def weighted_sum(terms: dict[str, Tensor], config: LossSection) -> Tensor:
     return torch.stack([term * getattr(config, name) for name, term in terms.items()]).sum()
 
 
-def hidden_state_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor, num_tokens: float) -> Tensor:
+def hidden_state_loss(
+    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor, num_tokens: float
+) -> Tensor:
     """(1 / (L + 1)) sum over the embedding output and L layers of the mean squared difference of the states.
 
     Args:

@@ -27,7 +27,15 @@ from .teacher import Teacher, load_teacher
 FINAL = "final"
 CHECKPOINTS = "checkpoints"
 TRAINING_FILE = "training.json"
-_MAY_CHANGE = ("tracking", "keep_checkpoints", "checkpoint_every", "eval_every", "eval_rows", "micro_batch_size", "device")
+_MAY_CHANGE = (
+    "tracking",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "eval_every",
+    "eval_rows",
+    "micro_batch_size",
+    "device",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,10 @@ def check_run(config: PretrainConfig) -> Run:
     teacher = load_teacher(config.teacher, config.loss, tokenizer)
     max_length = train.reader.manifest["max_length"]
     if max_length > teacher.config.max_position_embeddings:
-        raise UserError(f"shards have rows of {max_length} tokens, the teacher has {teacher.config.max_position_embeddings} positions; build shorter shards")
+        raise UserError(
+            f"shards have rows of {max_length} tokens, the teacher has {teacher.config.max_position_embeddings} "
+            "positions; build shorter shards"
+        )
     return Run(config, tokenizer, train, heldout, teacher, student_config(config.model, teacher.config))
 
 
@@ -70,7 +81,10 @@ def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> B
     reader = ShardReader(folder)
     found = reader.tokenizer["fingerprint"]
     if found != tokenizer.fingerprint:
-        raise UserError(f"shards {folder!r} were made with a tokenizer with fingerprint {found[:12]}, the config's has {tokenizer.fingerprint[:12]}; use the shards' tokenizer or build them again")
+        raise UserError(
+            f"shards {folder!r} were made with a tokenizer with fingerprint {found[:12]}, "
+            f"the config's has {tokenizer.fingerprint[:12]}; use the shards' tokenizer or build them again"
+        )
     return BatchMaker(reader, mask_probability=config.data.mask_probability, seed=config.seed)
 
 
@@ -87,7 +101,7 @@ def build_calibrated_student(run: Run, topology: Topology) -> BitBertForPreTrain
 
 def share_student(student: BitBertForPreTraining, topology: Topology, device: torch.device) -> BitBertForPreTraining:
     """Move the student to ``device`` and make it equal to rank 0's."""
-    student.to(device).train()
+    torch.nn.Module.to(student, device).train()
     broadcast_parameters(student, topology)
     return student
 
@@ -101,11 +115,16 @@ def claim_folder(config: PretrainConfig) -> None:
     path = Path(config.output) / "config.yaml"
     if path.exists():
         recorded, wanted = yaml.safe_load(path.read_text(encoding="utf-8")), config.model_dump(mode="json")
-        changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key) and key not in _MAY_CHANGE]
+        changed = [
+            key
+            for key in sorted({*recorded, *wanted})
+            if recorded.get(key) != wanted.get(key) and key not in _MAY_CHANGE
+        ]
         if changed:
             key = changed[0]
             raise UserError(
-                f"run folder {config.output!r} holds a run with {key}={json.dumps(recorded.get(key))}, this config says {json.dumps(wanted.get(key))}; "
+                f"run folder {config.output!r} holds a run with {key}={json.dumps(recorded.get(key))}, "
+                f"this config says {json.dumps(wanted.get(key))}; "
                 "choose another output=..., or remove the folder"
             )
     dump_config(config, path)

@@ -8,25 +8,13 @@ from torch import nn
 
 from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically
-from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForPreTraining, preset_fields
 from bitbert.model.convert import from_full_precision, mark_calibrated
 
 from .config import ModelSection
 from .teacher import Teacher
 
-_SHAPE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "pad_token_id",
-)
+_TEACHER_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
 STEP_SIZES_FILE = "step_sizes.json"
 
 
@@ -36,14 +24,17 @@ def student_config(section: ModelSection, teacher_config: object) -> BitBertConf
     Raises:
         UserError: an unknown field, a value of the wrong kind, or another shape than the teacher's.
     """
-    shape = {name: getattr(teacher_config, name) for name in _SHAPE_FIELDS}
+    shape = {name: getattr(teacher_config, name) for name in _TEACHER_FIELDS}
     method = preset_fields(section.method)
     unknown = sorted(set(section.fields) - set(shape) - set(method))
     if unknown:
         raise UserError(f"model.fields: unknown {', '.join(unknown)}; known: {', '.join(sorted({*shape, *method}))}")
     for name, value in section.fields.items():
         if name in shape and not name.endswith("_prob") and value != shape[name]:
-            raise UserError(f"model.fields.{name} is {value!r}, the teacher's is {shape[name]!r}; the student must have the teacher's shape, leave it out")
+            raise UserError(
+                f"model.fields.{name} is {value!r}, the teacher's is {shape[name]!r}; "
+                "the student must have the teacher's shape, leave it out"
+            )
     try:
         return BitBertConfig(**(shape | method | section.fields))
     except (TypeError, ValueError, StrictDataclassError) as error:
@@ -73,7 +64,9 @@ def load_step_sizes(model: nn.Module, folder: Path) -> bool:
         return False
     saved, parameters = read_json(path, "step sizes"), dict(_step_sizes(model))
     if set(saved) != set(parameters):
-        raise UserError(f"{str(path)!r} holds the step sizes of another model; use another output or remove the run folder")
+        raise UserError(
+            f"{str(path)!r} holds the step sizes of another model; use another output or remove the run folder"
+        )
     for name, parameter in parameters.items():
         parameter.fill_(saved[name])
     mark_calibrated(model)

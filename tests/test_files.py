@@ -23,9 +23,13 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_failed_folder_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="interrupted"), publish_folder(tmp_path / "out") as temporary:
-        (temporary / "file").write_text("half", encoding="utf-8")
-        raise RuntimeError("interrupted")
+    def interrupted() -> None:
+        with publish_folder(tmp_path / "out") as temporary:
+            (temporary / "file").write_text("half", encoding="utf-8")
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,17 @@ from safetensors.numpy import load_file, save_file
 
 from bitbert.errors import UserError
 from bitbert.files import sha256_file
-from bitbert.packed import PackedModel, binary_matrices, checkpoint_bytes, load_packed, pack_bits, row_bytes, save_packed, tensor_specs, unpack_bits
+from bitbert.packed import (
+    PackedModel,
+    binary_matrices,
+    checkpoint_bytes,
+    load_packed,
+    pack_bits,
+    row_bytes,
+    save_packed,
+    tensor_specs,
+    unpack_bits,
+)
 from bitbert.runtime import Runtime
 from tests.golden.make_golden import CARD, GOLDEN, PACKED, golden_model
 
@@ -74,9 +84,15 @@ def test_reader_from_the_specification_alone() -> None:
     (scale,) = struct.unpack("<f", tensor(f"{name}.weight_scale")[1])
     columns = config["intermediate_size"]
     assert stride == (columns + 63) // 64 * 8
-    decoded = [[-scale if bits[row * stride + column // 8] >> (column % 8) & 1 else scale for column in range(columns)] for row in range(rows)]
+    decoded = [
+        [-scale if bits[row * stride + column // 8] >> (column % 8) & 1 else scale for column in range(columns)]
+        for row in range(rows)
+    ]
     model = load_packed(PACKED)
-    ours = np.where(unpack_bits(model.tensors[f"{name}.weight_bits"], columns), -1, 1) * model.tensors[f"{name}.weight_scale"]
+    ours = (
+        np.where(unpack_bits(model.tensors[f"{name}.weight_bits"], columns), -1, 1)
+        * model.tensors[f"{name}.weight_scale"]
+    )
     assert np.array_equal(np.array(decoded, np.float32), ours.astype(np.float32))
 
 
@@ -89,7 +105,9 @@ def copy(tmp_path: Path) -> Path:
 def resign(folder: Path) -> None:
     """Make the hashes right again, as an attacker would."""
     names = [file.name for file in sorted(folder.iterdir()) if file.name != "SHA256SUMS"]
-    (folder / "SHA256SUMS").write_text("".join(f"{sha256_file(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    (folder / "SHA256SUMS").write_text(
+        "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names), encoding="utf-8"
+    )
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -102,7 +120,10 @@ def flip_a_byte(folder: Path) -> None:
     ("damage", "message"),
     [
         (flip_a_byte, "was altered or cut off"),
-        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), "was altered or cut off"),
+        (
+            lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]),
+            "was altered or cut off",
+        ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "the folder has"),
         (lambda folder: (folder / "extra.bin").write_bytes(b"x"), "the folder has"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "is not a packed checkpoint"),
@@ -182,7 +203,7 @@ def test_other_tokenizer_is_refused(copy: Path) -> None:
     text = (copy / "tokenizer.json").read_text(encoding="utf-8")
     (copy / "tokenizer.json").write_text(text.replace('"river"', '"rivers"'), encoding="utf-8")
     resign(copy)
-    with pytest.raises(UserError, match="tokenizer in .* has fingerprint"):
+    with pytest.raises(UserError, match=r"tokenizer in .* has fingerprint"):
         load_packed(copy)
 
 

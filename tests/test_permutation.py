@@ -17,7 +17,11 @@ def test_every_row_once(size: int, seed: int, epoch: int) -> None:
 
 def test_a_position_alone_gives_the_same_row() -> None:
     whole = permute(np.arange(1000), 1000, 3, 5)
-    assert [int(permute(np.array([index]), 1000, 3, 5)[0]) for index in (0, 17, 999)] == [whole[0], whole[17], whole[999]]
+    assert [int(permute(np.array([index]), 1000, 3, 5)[0]) for index in (0, 17, 999)] == [
+        whole[0],
+        whole[17],
+        whole[999],
+    ]
 
 
 def test_epochs_and_seeds_differ() -> None:

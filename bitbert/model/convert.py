@@ -130,7 +130,10 @@ def _reference_map(config: BitBertConfig) -> dict[str, str]:
     """Our encoder's parameters -> the published names, for what a full-precision BERT lacks."""
 
     def binary_linear(ours: str, theirs: str) -> dict[str, str]:
-        return {f"{ours}.shift": f"{theirs}.move.bias", f"{ours}.input_binarizer.alpha": f"{theirs}.input_clip_val"}
+        return {
+            f"{ours}.shift": f"{theirs}.move.bias",
+            f"{ours}.input_binarizer.alpha": f"{theirs}.input_clip_val",
+        }
 
     mapping = binary_linear("pooler.dense", "pooler.dense")
     if config.pooler == "residual_norm":
@@ -161,11 +164,17 @@ def _load(model: BitBertForPreTraining, found: Mapping[str, Tensor], mapping: Ma
     missing = sorted(set(mapping.values()) - set(found))
     left_over = sorted(set(found) - set(mapping.values()) - set(_REDUNDANT))
     if missing or left_over:
-        raise UserError(f"{what}: missing {_some(missing)}; not understood {_some(left_over)}; the keys must be exactly those of the architecture")
+        raise UserError(
+            f"{what}: missing {_some(missing)}; not understood {_some(left_over)}; "
+            "the keys must be exactly those of the architecture"
+        )
     for ours, theirs in mapping.items():
         source, target = found[theirs], parameters[ours]
         if source.numel() != target.numel() or (source.dim() > 0 and source.shape != target.shape):
-            raise UserError(f"{what}: {theirs} has shape {tuple(source.shape)}, wanted {tuple(target.shape)}; teacher and student must have the same shape")
+            raise UserError(
+                f"{what}: {theirs} has shape {tuple(source.shape)}, wanted {tuple(target.shape)}; "
+                "teacher and student must have the same shape"
+            )
         target.copy_(source.reshape(target.shape))
 
 

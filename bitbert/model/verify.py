@@ -37,14 +37,20 @@ def verify_packed(packed: PackedModel, model: PreTrainedModel) -> float:
         expected = _logits(double_model(**inputs))
         worst = float(np.abs(exact.logits(input_ids, token_type_ids) - expected).max())
         if not worst <= TOLERANCE:
-            raise UserError(f"the packed model differs from torch by {worst:.1e} on a sequence of {len(input_ids)} tokens, wanted at most {TOLERANCE:.0e}; it was not published, please report this")
+            raise UserError(
+                f"the packed model differs from torch by {worst:.1e} on a sequence of {len(input_ids)} tokens, "
+                f"wanted at most {TOLERANCE:.0e}; it was not published, please report this"
+            )
         device_inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         found = _logits(model(**device_inputs))
         differences.append(float(np.abs(single.logits(input_ids, token_type_ids) - found).max()))
     model.train(was_training)
     median = float(np.median(differences))
     if not median <= TOLERANCE:
-        raise UserError(f"the packed model differs from the trained model by {median:.1e} (median over probes), wanted at most {TOLERANCE:.0e}; it was not published, please report this")
+        raise UserError(
+            f"the packed model differs from the trained model by {median:.1e} (median over probes), "
+            f"wanted at most {TOLERANCE:.0e}; it was not published, please report this"
+        )
     return median
 
 

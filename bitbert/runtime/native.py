@@ -175,7 +175,7 @@ class NativeModel:
     def __init__(self, config: PackedConfig, tensors: dict[str, np.ndarray], isa: str | None = None) -> None:
         self._library = _require()
         self._shape = (config.num_hidden_layers, config.hidden_size, config.num_outputs)
-        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        arrays = {name: np.require(tensor, requirements=["C", "ALIGNED"]) for name, tensor in tensors.items()}
         listed = (_Tensor * len(arrays))(
             *(_Tensor(name.encode(), _address(array), array.nbytes) for name, array in arrays.items())
         )

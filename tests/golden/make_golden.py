@@ -1,6 +1,6 @@
 """Makes the golden files. Run it only for a new format version: what is here must load for ever.
 
-    python -m tests.golden.make_golden
+python -m tests.golden.make_golden
 """
 
 import json
@@ -23,10 +23,25 @@ def golden_model(tokenizer_folder: Path) -> PackedModel:
     """A model whose every tensor comes from numpy's PCG64; hidden size and heads are not multiples of 64."""
     tokenizer = load_tokenizer(str(tokenizer_folder))
     config = PackedConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=72, max_position_embeddings=16,
-        type_vocab_size=2, layer_norm_eps=1e-12, method="bipft-b", weight_scale="tensor", residual_rank=1, hidden_act="gelu", ffn_input="signed",
-        pooler="residual_norm", head="classification", max_length=16, labels=["negative", "positive", "neutral"], tokenizer=tokenizer.describe(),
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=72,
+        max_position_embeddings=16,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+        method="bipft-b",
+        weight_scale="tensor",
+        residual_rank=1,
+        hidden_act="gelu",
+        ffn_input="signed",
+        pooler="residual_norm",
+        head="classification",
+        max_length=16,
+        labels=["negative", "positive", "neutral"],
+        tokenizer=tokenizer.describe(),
+    )
     random = np.random.default_rng(20260101)
     tensors = {}
     for name, (dtype, shape) in tensor_specs(config).items():
@@ -49,7 +64,10 @@ def main() -> None:
     finally:
         (folder / "tokenizer.json").unlink()
         folder.rmdir()
-    answers = [{"text": text, "logits": prediction.logits} for text, prediction in zip(TEXTS, Runtime.load(PACKED).classify(TEXTS), strict=True)]
+    answers = [
+        {"text": text, "logits": prediction.logits}
+        for text, prediction in zip(TEXTS, Runtime.load(PACKED).classify(TEXTS), strict=True)
+    ]
     (GOLDEN / "packed-v1-answers.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
 
 

@@ -127,5 +127,7 @@ def test_gelu_is_gelu_and_keeps_the_sign_of_its_tail() -> None:
     assert (y[x < 0] < 0).all()
     assert (torch.nn.functional.gelu(x.detach())[x < 0] == 0).any()  # what the usual form loses
     y.sum().backward()
-    expected = torch.autograd.functional.jacobian(lambda value: torch.nn.functional.gelu(value).sum(), x.detach().double())
+    expected = torch.autograd.functional.jacobian(
+        lambda value: torch.nn.functional.gelu(value).sum(), x.detach().double()
+    )
     assert torch.allclose(x.grad.double(), expected, atol=1e-6)

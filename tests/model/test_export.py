@@ -15,7 +15,11 @@ from bitbert.packed import tensor_specs
 from bitbert.runtime import Runtime
 from tests.conftest import tiny_model
 
-HEADS = {"BitBertForPreTraining": {}, "BitBertForNextSentencePrediction": {}, "BitBertForSequenceClassification": {"num_labels": 3}}
+HEADS = {
+    "BitBertForPreTraining": {},
+    "BitBertForNextSentencePrediction": {},
+    "BitBertForSequenceClassification": {"num_labels": 3},
+}
 
 
 @pytest.mark.parametrize("method", PRESETS)
@@ -34,7 +38,11 @@ def test_all_hidden_states_and_pooled_output(method: str, tiny_tokenizer) -> Non
     double, runtime = unpack_model(packed).double().eval(), Runtime(packed, np.float64)
     for input_ids, token_type_ids in probe_sequences(packed):
         with torch.no_grad():
-            output = double.bitbert(torch.tensor([input_ids]), token_type_ids=torch.tensor([token_type_ids]), output_hidden_states=True)
+            output = double.bitbert(
+                torch.tensor([input_ids]),
+                token_type_ids=torch.tensor([token_type_ids]),
+                output_hidden_states=True,
+            )
         encoding = runtime.forward(input_ids, token_type_ids)
         for found, expected in zip(encoding.hidden_states, output.hidden_states, strict=True):
             np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-6)
@@ -42,7 +50,13 @@ def test_all_hidden_states_and_pooled_output(method: str, tiny_tokenizer) -> Non
 
 
 def test_packing_and_unpacking_keeps_every_bit(tiny_tokenizer) -> None:
-    model = tiny_model("bitbert", "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, num_labels=2, id2label={0: "no", 1: "yes"})
+    model = tiny_model(
+        "bitbert",
+        "BitBertForSequenceClassification",
+        vocab_size=tiny_tokenizer.vocab_size,
+        num_labels=2,
+        id2label={0: "no", 1: "yes"},
+    )
     packed = pack_model(model, tiny_tokenizer, max_length=32)
     assert (packed.config.head, packed.config.labels) == ("classification", ["no", "yes"])
     again = pack_model(unpack_model(packed), tiny_tokenizer, max_length=32)
@@ -64,7 +78,9 @@ def test_batch_with_padding_gives_what_single_texts_give(tiny_tokenizer) -> None
 
 
 def test_regression_head(tiny_tokenizer) -> None:
-    model = tiny_model("bipft-a", "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, num_labels=1)
+    model = tiny_model(
+        "bipft-a", "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, num_labels=1
+    )
     packed = pack_model(model, tiny_tokenizer, max_length=32)
     (prediction,) = Runtime(packed).classify(["The river."])
     assert (packed.config.head, prediction.label) == ("regression", None)
@@ -76,7 +92,11 @@ def test_encoder_without_head(tiny_tokenizer) -> None:
     model = tiny_model("bipft-a", vocab_size=tiny_tokenizer.vocab_size)
     packed = pack_model(model, tiny_tokenizer, max_length=32)
     names = [name for name in packed.tensors if name.startswith("bitbert.")]
-    bare = replace(packed, config=replace(packed.config, head="none", labels=[]), tensors={name: packed.tensors[name] for name in names})
+    bare = replace(
+        packed,
+        config=replace(packed.config, head="none", labels=[]),
+        tensors={name: packed.tensors[name] for name in names},
+    )
     assert isinstance(unpack_model(bare), BitBertModel)
     with pytest.raises(UserError, match="no head to classify with"):
         Runtime(bare).classify(["The river."])
@@ -94,7 +114,11 @@ def test_other_vocabulary_and_other_classes_are_refused(tiny_tokenizer) -> None:
     with pytest.raises(UserError, match="use the tokenizer the model was trained with"):
         pack_model(tiny_model("bipft-a", vocab_size=tiny_tokenizer.vocab_size + 1), tiny_tokenizer, max_length=32)
     with pytest.raises(UserError, match="cannot be packed"):
-        pack_model(tiny_model("bipft-a", "BitBertForMaskedLM", vocab_size=tiny_tokenizer.vocab_size), tiny_tokenizer, max_length=32)
+        pack_model(
+            tiny_model("bipft-a", "BitBertForMaskedLM", vocab_size=tiny_tokenizer.vocab_size),
+            tiny_tokenizer,
+            max_length=32,
+        )
 
 
 def test_wrong_bits_are_caught_before_publication(tiny_tokenizer) -> None:

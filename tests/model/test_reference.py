@@ -38,9 +38,13 @@ def test_forward_losses_and_gradients(reference: tuple[dict[str, torch.Tensor], 
     inputs = part(tensors, "in.")
     teacher_states = tuple(inputs[f"teacher_hidden_states.{index}"] for index in range(3))
     output = model(
-        inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"], labels=inputs["labels"],
-        next_sentence_label=inputs["next_sentence_label"], output_hidden_states=True,
-    )  # fmt: skip
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        inputs["token_type_ids"],
+        labels=inputs["labels"],
+        next_sentence_label=inputs["next_sentence_label"],
+        output_hidden_states=True,
+    )
     for index, state in enumerate(output.hidden_states):
         assert relative_error(state, tensors[f"out.hidden_states.{index}"]) < 1e-4
     assert relative_error(output.prediction_logits, tensors["out.prediction_logits"]) < 1e-4
@@ -74,12 +78,18 @@ def published_names(model: torch.nn.Module) -> dict[str, str]:
 
 def test_without_estimators_it_is_bipft_a(reference: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
     tensors, config = reference
-    kept = {name: tensor for name, tensor in part(tensors, "param.").items() if not any(f".{key}." in name for key in ("q_p", "k_p", "q_m", "k_m", "v_p"))}
+    kept = {
+        name: tensor
+        for name, tensor in part(tensors, "param.").items()
+        if not any(f".{key}." in name for key in ("q_p", "k_p", "q_m", "k_m", "v_p"))
+    }
     model = from_reference(kept, "bipft", config)
     assert (model.config.method, model.config.residual_rank) == ("bipft-a", 0)
 
 
-def test_missing_unknown_and_misshaped_tensors_are_refused(reference: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
+def test_missing_unknown_and_misshaped_tensors_are_refused(
+    reference: tuple[dict[str, torch.Tensor], dict[str, Any]],
+) -> None:
     tensors, config = reference
     parameters = part(tensors, "param.")
     without = {name: tensor for name, tensor in parameters.items() if name != "bert.pooler.dense.bias"}

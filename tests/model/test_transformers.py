@@ -38,7 +38,9 @@ def test_save_and_load_through_auto_classes(model_class: str, tmp_path: Path) ->
     loaded = AUTO[model_class].from_pretrained(tmp_path)
     assert type(loaded) is type(model)
     config = AutoConfig.from_pretrained(tmp_path)
-    assert {name: getattr(config, name) for name in METHOD_FIELDS} == {name: getattr(model.config, name) for name in METHOD_FIELDS}
+    assert {name: getattr(config, name) for name in METHOD_FIELDS} == {
+        name: getattr(model.config, name) for name in METHOD_FIELDS
+    }
     for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
     with torch.no_grad():
@@ -57,7 +59,9 @@ def test_losses_and_tuples() -> None:
     assert nsp(IDS, labels=torch.tensor([0, 1])).loss > 0
     regression = tiny_model("bipft-a", "BitBertForSequenceClassification", vocab_size=100, num_labels=1)
     logits = regression(IDS).logits[:, 0]
-    assert regression(IDS, labels=torch.tensor([1.0, 2.0])).loss.item() == pytest.approx((logits - torch.tensor([1.0, 2.0])).square().mean().item())
+    assert regression(IDS, labels=torch.tensor([1.0, 2.0])).loss.item() == pytest.approx(
+        (logits - torch.tensor([1.0, 2.0])).square().mean().item()
+    )
 
 
 def test_masked_positions_select_rows_of_the_full_logits() -> None:
@@ -97,7 +101,11 @@ def test_half_precision_keeps_thresholds(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = BitBertForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
     binary = loaded.bitbert.layers[0].attention.query
-    assert (binary.weight.dtype, binary.shift.dtype, binary.input_binarizer.alpha.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (binary.weight.dtype, binary.shift.dtype, binary.input_binarizer.alpha.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
 
 
 def test_unknown_preset_and_shapes() -> None:
@@ -132,7 +140,13 @@ def test_bare_encoder_and_encoder_without_pooler(tiny_teacher: Path) -> None:
 
 def test_teacher_of_another_shape(tiny_teacher: Path) -> None:
     tensors = BertForPreTraining.from_pretrained(tiny_teacher).state_dict()
-    for change, message in (({"intermediate_size": 128}, "has shape"), ({"num_hidden_layers": 3}, "missing bert.encoder.layer.2"), ({"num_hidden_layers": 1}, "not understood")):
-        config = BitBertConfig(vocab_size=tensors["bert.embeddings.word_embeddings.weight"].shape[0], **{**TINY_SHAPE, **change})
+    for change, message in (
+        ({"intermediate_size": 128}, "has shape"),
+        ({"num_hidden_layers": 3}, "missing bert.encoder.layer.2"),
+        ({"num_hidden_layers": 1}, "not understood"),
+    ):
+        config = BitBertConfig(
+            vocab_size=tensors["bert.embeddings.word_embeddings.weight"].shape[0], **{**TINY_SHAPE, **change}
+        )
         with pytest.raises(UserError, match=message):
             from_full_precision(tensors, config)

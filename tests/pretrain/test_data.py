@@ -16,8 +16,16 @@ def maker(tiny_shards: Path) -> BatchMaker:
 
 
 def rows_of(maker: BatchMaker, step: int, world_size: int, micro: int) -> list[list[int]]:
-    per_rank = [maker.step_batches(step, global_batch_size=16, micro_batch_size=micro, rank=rank, world_size=world_size) for rank in range(world_size)]
-    texts = [ids[mask == 1].tolist() for batches in per_rank for batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    per_rank = [
+        maker.step_batches(step, global_batch_size=16, micro_batch_size=micro, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    texts = [
+        ids[mask == 1].tolist()
+        for batches in per_rank
+        for batch in batches
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
     return sorted(texts)
 
 
@@ -41,7 +49,9 @@ def test_batch_layout(maker: BatchMaker) -> None:
         row = maker.reader[index]
         length = len(row.input_ids)
         assert batch.attention_mask[place].sum() == length
-        assert batch.token_type_ids[place].tolist() == [0] * row.segment_b_start + [1] * (length - row.segment_b_start) + [0] * (batch.input_ids.shape[1] - length)
+        assert batch.token_type_ids[place].tolist() == [0] * row.segment_b_start + [1] * (
+            length - row.segment_b_start
+        ) + [0] * (batch.input_ids.shape[1] - length)
         assert (batch.input_ids[place, length:] == maker.tokenizer["pad_id"]).all()
         assert batch.next_sentence_label[place] == row.next_sentence_label
     originals = np.concatenate([maker.reader[index].input_ids for _, index in maker.sample_rows(0, 4)])

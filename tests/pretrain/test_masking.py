@@ -18,7 +18,9 @@ def long_row(length: int = 4000) -> TokenRow:
 
 def test_same_arguments_same_mask_and_any_other_differs() -> None:
     def mask(**change: int) -> list[int]:
-        return mask_row(long_row(60), TOKENIZER, **({"probability": 0.15, "seed": 1, "epoch": 2, "index": 3} | change)).positions.tolist()
+        return mask_row(
+            long_row(60), TOKENIZER, **({"probability": 0.15, "seed": 1, "epoch": 2, "index": 3} | change)
+        ).positions.tolist()
 
     assert mask() == mask()
     assert len({tuple(mask(**change)) for change in ({}, {"seed": 9}, {"epoch": 9}, {"index": 9})}) == 4

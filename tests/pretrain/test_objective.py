@@ -9,7 +9,14 @@ import torch
 from bitbert.errors import UserError
 from bitbert.pretrain.config import LossSection
 from bitbert.pretrain.data import Batch
-from bitbert.pretrain.objective import TERMS, GlobalCounts, hidden_state_loss, pretraining_terms, soft_cross_entropy, weighted_sum
+from bitbert.pretrain.objective import (
+    TERMS,
+    GlobalCounts,
+    hidden_state_loss,
+    pretraining_terms,
+    soft_cross_entropy,
+    weighted_sum,
+)
 from bitbert.pretrain.schedule import linear_schedule
 from bitbert.pretrain.teacher import TeacherOutput, load_teacher
 from bitbert.tokenizer import load_tokenizer
@@ -25,9 +32,20 @@ def example(rows: int = 4) -> tuple[SimpleNamespace, TeacherOutput, Batch]:
     mask[1, 4:] = 0
     positions = torch.arange(rows) * 6 + 1
     states = [tuple(torch.randn(rows, 6, 8) for _ in range(3)) for _ in range(2)]
-    student = SimpleNamespace(prediction_logits=torch.randn(rows, 11), seq_relationship_logits=torch.randn(rows, 2), hidden_states=states[0])
+    student = SimpleNamespace(
+        prediction_logits=torch.randn(rows, 11),
+        seq_relationship_logits=torch.randn(rows, 2),
+        hidden_states=states[0],
+    )
     teacher = TeacherOutput(states[1], torch.randn(rows, 2), torch.randn(rows, 11))
-    batch = Batch(torch.zeros_like(mask), mask, torch.zeros_like(mask), positions, torch.randint(11, (rows,)), torch.randint(2, (rows,)))
+    batch = Batch(
+        torch.zeros_like(mask),
+        mask,
+        torch.zeros_like(mask),
+        positions,
+        torch.randint(11, (rows,)),
+        torch.randint(2, (rows,)),
+    )
     return student, teacher, batch
 
 
@@ -40,21 +58,32 @@ def test_terms_equal_their_formulas() -> None:
     expected = {
         "mlm": functional.cross_entropy(student.prediction_logits, batch.labels),
         "nsp": functional.cross_entropy(student.seq_relationship_logits, batch.next_sentence_label),
-        "hidden": torch.stack([functional.mse_loss(a[text], b[text]) for a, b in zip(student.hidden_states, teacher.hidden_states, strict=True)]).mean(),
+        "hidden": torch.stack(
+            [
+                functional.mse_loss(a[text], b[text])
+                for a, b in zip(student.hidden_states, teacher.hidden_states, strict=True)
+            ]
+        ).mean(),
         "nsp_distillation": -(teacher.nsp_logits.softmax(-1) * student.seq_relationship_logits.log_softmax(-1)).mean(),
-        "mlm_distillation": 4 * -((teacher.mlm_logits / 2).softmax(-1) * (student.prediction_logits / 2).log_softmax(-1)).sum(-1).mean(),
+        "mlm_distillation": 4
+        * -((teacher.mlm_logits / 2).softmax(-1) * (student.prediction_logits / 2).log_softmax(-1)).sum(-1).mean(),
     }
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-5), name
     weights = {"mlm": 1, "nsp": 2, "hidden": 3, "nsp_distillation": 4, "mlm_distillation": 5}
-    assert weighted_sum(terms, LOSS).item() == pytest.approx(sum(weights[name] * value.item() for name, value in expected.items()), rel=1e-5)
+    assert weighted_sum(terms, LOSS).item() == pytest.approx(
+        sum(weights[name] * value.item() for name, value in expected.items()), rel=1e-5
+    )
 
 
 def test_terms_with_weight_zero_are_not_computed() -> None:
     student, teacher, batch = example()
     without_heads = TeacherOutput(teacher.hidden_states, None, None)
     loss = LossSection(nsp_distillation=0, nsp=0)
-    assert set(pretraining_terms(student, without_heads, batch, GlobalCounts(4, 22, 4), loss)) == {"mlm", "hidden"}
+    assert set(pretraining_terms(student, without_heads, batch, GlobalCounts(4, 22, 4), loss)) == {
+        "mlm",
+        "hidden",
+    }
 
 
 def test_padding_does_not_count() -> None:

@@ -15,7 +15,12 @@ from tests.golden.make_golden import PACKED
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 9), columns=st.integers(1, 9), width=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    width=st.integers(1, 300),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_products_equal_plain_products(rows: int, columns: int, width: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     left, right = random.random((rows, width)) < 0.5, random.random((columns, width)) < 0.5
@@ -39,7 +44,9 @@ def test_float_parts_equal_torch() -> None:
     tensor = torch.from_numpy(x).double()
     np.testing.assert_allclose(gelu(x), torch.nn.functional.gelu(tensor).numpy(), atol=1e-6)
     np.testing.assert_allclose(softmax(x), tensor.softmax(-1).numpy(), rtol=1e-5)
-    expected = torch.nn.functional.layer_norm(tensor, (64,), torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), 1e-12)
+    expected = torch.nn.functional.layer_norm(
+        tensor, (64,), torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), 1e-12
+    )
     np.testing.assert_allclose(layer_norm(x, weight, bias, 1e-12), expected.numpy(), atol=1e-5)
 
 
@@ -51,7 +58,12 @@ def test_gelu_tail_keeps_relative_precision() -> None:
 
 def test_bad_sequences_are_refused() -> None:
     runtime = Runtime.load(PACKED)
-    for ids, message in (([], "wanted 1 to 16"), ([5] * 17, "wanted 1 to 16"), ([10**6], "wanted 0 to"), ([-1], "wanted 0 to")):
+    for ids, message in (
+        ([], "wanted 1 to 16"),
+        ([5] * 17, "wanted 1 to 16"),
+        ([10**6], "wanted 0 to"),
+        ([-1], "wanted 0 to"),
+    ):
         with pytest.raises(UserError, match=message):
             runtime.forward(ids, [0] * len(ids))
 
