@@ -9,7 +9,6 @@ Needs the extra `bench`.
 
 import argparse
 import json
-import os
 import platform
 import string
 import subprocess
@@ -37,6 +36,17 @@ SHAPES = {
 VOCAB_SIZE = 30522
 MIB = 1 << 20
 TEXT = "zeb zec zed"
+TURN_S = 0.3
+LAUNCHER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+_, status, usage = os.wait4(process.pid, 0)
+if os.waitstatus_to_exitcode(status):
+    sys.exit(f"{sys.argv[1:]} failed")
+print(time.perf_counter() - start, usage.ru_maxrss / 1024)
+"""
+"""A small process in between: a child's peak starts from the memory of the process that made it."""
 
 
 def make_tokenizer(folder: Path) -> Tokenizer:
@@ -76,36 +86,45 @@ def make_model(method: str, shape: dict[str, int], tokenizer: Tokenizer, seed: i
 
 
 def time_in_turns(systems: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each function over ``rounds`` rounds of all of them; the first round is not counted."""
+    """Median milliseconds of a call of each function, over all calls but those of the first round.
+
+    In a round each function runs for TURN_S and at least once: all are measured over the same stretch of time, and
+    the caches that the one before left behind cost a call in a turn, not every call.
+    """
     times: dict[str, list[float]] = {name: [] for name in systems}
-    for _ in range(rounds + 1):
+    for round_number in range(rounds + 1):
         for name, run in systems.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(values[1:])) for name, values in times.items()}
+            if round_number == 1:
+                times[name].clear()
+            turn_end = time.perf_counter() + TURN_S
+            while True:
+                start = time.perf_counter()
+                run()
+                end = time.perf_counter()
+                times[name].append(1e3 * (end - start))
+                if end >= turn_end:
+                    break
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def measure_process(command: list[str], repeats: int) -> tuple[float, float]:
     """(median seconds from start to end, peak resident MiB) of a process that answers one text and leaves."""
-    seconds, resident = [], []
+    measured = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{command} ended with {process.returncode}")
-        seconds.append(time.perf_counter() - start)
-        resident.append(usage.ru_maxrss / 1024)
-    return float(np.median(seconds[1:])), float(np.median(resident[1:]))
+        launcher = subprocess.run(
+            [sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True, check=True
+        )
+        measured.append([float(value) for value in launcher.stdout.split()])
+    seconds, resident = np.median(measured[1:], axis=0)
+    return float(seconds), float(resident)
 
 
 def processor() -> str:
     """Model, features that matter and cores of this machine."""
     fields = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     names = {key.strip(): value.strip() for key, value in fields.items()}
-    return f"{names.get('model name', platform.processor())} (family {names.get('cpu family')}, model {names.get('model')})"
+    name = names.get("model name", platform.processor())
+    return f"{name} (family {names.get('cpu family')}, model {names.get('model')})"
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -128,15 +147,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     paths = export_onnx({"vocab_size": VOCAB_SIZE, **shape}, folder)
     products_s: list[float] = []
+    peaks: list[float] = []
     systems = {
         "packed": lambda: native.run(list(ids), list(0 * ids), ("logits",)),
         "products": lambda: products_s.append(batch * native.time_products(tokens)),
+        "peak": lambda: peaks.append(peak_macs_per_second(native.isa)),
         "ort_int8": onnx_runner(paths["int8"], ids, arguments.threads),
         "ort_fp32": onnx_runner(paths["fp32"], ids, arguments.threads),
     }
     times = time_in_turns(systems, arguments.rounds)
-    products_ms = 1e3 * float(np.median(products_s[1:]))
-    peak = peak_macs_per_second(native.isa)
+    products_ms, peak = 1e3 * float(np.median(products_s)), float(np.median(peaks))
     rate = batch * binary_macs(packed.config, tokens) / (products_ms / 1e3)
 
     answer = "import sys; from bitbert.runtime import Runtime; print(Runtime.load(sys.argv[1]).classify([sys.argv[2]]))"

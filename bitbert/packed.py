@@ -26,7 +26,7 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
-_TYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CHOICES = {
     "weight_scale": ("tensor", "channel"),
     "hidden_act": ("gelu", "relu"),

@@ -49,7 +49,7 @@ class _AutoFinder:
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenPatch(spec.loader)
+            spec.loader = _ThenPatch(spec.loader)  # type: ignore[assignment]
         return spec
 
 

@@ -19,18 +19,14 @@ _OUTPUT_HELP = "File of JSON lines for the answers to --input; standard output w
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP, metavar="MODEL")],
-    text: Annotated[
-        str | None, typer.Argument(help="The text, or the first text of a pair.", metavar="[TEXT]")
-    ] = None,
+    text: Annotated[str | None, typer.Argument(help="The text, or the first text of a pair.", metavar="[TEXT]")] = None,
     second_text: Annotated[
         str | None, typer.Argument(help="The second text of a pair.", metavar="[SECOND_TEXT]")
     ] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help=_INPUT_HELP)] = None,
     output_file: Annotated[Path | None, typer.Option("--output", help=_OUTPUT_HELP)] = None,
     info: Annotated[bool, typer.Option("--info", help="Print what the checkpoint is, and leave.")] = False,
-    threads: Annotated[
-        int, typer.Option("--threads", help="Threads; answers are the same for any number.")
-    ] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="Threads; answers are the same for any number.")] = 1,
 ) -> None:
     """Answer a text, a pair of texts or a file of them from packed bits, without torch or transformers.
 

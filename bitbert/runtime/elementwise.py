@@ -8,9 +8,7 @@ _TAIL_END = 16.0
 """Beyond this Phi(-z) is below 1e-57, which is 0 in float32."""
 _STEPS_PER_UNIT = 128
 _GRID = np.linspace(0, _TAIL_END, int(_TAIL_END * _STEPS_PER_UNIT) + 1)
-_MILLS = np.array(
-    [0.5 * math.erfc(z * math.sqrt(0.5)) * math.exp(z * z / 2) * math.sqrt(2 * math.pi) for z in _GRID]
-)
+_MILLS = np.array([0.5 * math.erfc(z * math.sqrt(0.5)) * math.exp(z * z / 2) * math.sqrt(2 * math.pi) for z in _GRID])
 _MILLS_SLOPE = (_GRID * _MILLS - 1) / _STEPS_PER_UNIT
 
 
@@ -25,9 +23,7 @@ def upper_tail(z: np.ndarray) -> np.ndarray:
     t = scaled - index
     rise = _MILLS[index + 1] - _MILLS[index]
     slope, next_slope = _MILLS_SLOPE[index], _MILLS_SLOPE[index + 1]
-    mills = _MILLS[index] + t * (
-        slope + t * (3 * rise - 2 * slope - next_slope + t * (slope + next_slope - 2 * rise))
-    )
+    mills = _MILLS[index] + t * (slope + t * (3 * rise - 2 * slope - next_slope + t * (slope + next_slope - 2 * rise)))
     return np.exp(-0.5 * np.square(z, dtype=np.float64)) / math.sqrt(2 * math.pi) * mills
 
 

@@ -90,8 +90,7 @@ def load_library() -> ctypes.CDLL | None:
     found = library.bitbert_abi_version()
     if found != _ABI_VERSION:
         raise UserError(
-            f"native library {str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; "
-            "install bitbert again"
+            f"native library {str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; install bitbert again"
         )
     return library
 
@@ -105,9 +104,7 @@ def instruction_sets() -> tuple[str, ...]:
 def _require() -> ctypes.CDLL:
     library = load_library()
     if library is None:
-        raise UserError(
-            "the native library was not built; install bitbert where a C compiler is, or use numpy"
-        )
+        raise UserError("the native library was not built; install bitbert where a C compiler is, or use numpy")
     return library
 
 
@@ -141,13 +138,9 @@ class Matrix:
         """
         left = np.ascontiguousarray(left, dtype=np.uint64)
         if left.shape[1] != self._words.shape[1]:
-            raise UserError(
-                f"left rows have {left.shape[1]} words, wanted {self._words.shape[1]} as in the matrix"
-            )
+            raise UserError(f"left rows have {left.shape[1]} words, wanted {self._words.shape[1]} as in the matrix")
         out = np.empty((len(left), self.num_rows), dtype=np.int32)
-        self._library.bitbert_matrix_multiply(
-            self._handle, _address(left), len(left), int(mask), _address(out)
-        )
+        self._library.bitbert_matrix_multiply(self._handle, _address(left), len(left), int(mask), _address(out))
         return out
 
     def __del__(self) -> None:
@@ -181,9 +174,7 @@ class NativeModel:
         )
         # The library reads the embedding tables where they lie; everything else is repacked and may go.
         self._tables = [array for name, array in arrays.items() if name.startswith("bitbert.embeddings.")]
-        self._handle = self._library.bitbert_create(
-            byref(_native_config(config)), listed, len(arrays), _encode(isa)
-        )
+        self._handle = self._library.bitbert_create(byref(_native_config(config)), listed, len(arrays), _encode(isa))
         if not self._handle:
             raise _failure(self._library)
 
@@ -222,9 +213,7 @@ class NativeModel:
             "logits": (len(lengths), num_outputs),
         }
         arrays = {name: np.empty(shapes[name], dtype=np.float32) for name in wanted}
-        batch = _Batch(
-            _pointer(ids, c_int32), _pointer(types, c_int32), _pointer(lengths, c_int32), len(lengths)
-        )
+        batch = _Batch(_pointer(ids, c_int32), _pointer(types, c_int32), _pointer(lengths, c_int32), len(lengths))
         outputs = _Outputs(**{name: _pointer(array, c_float) for name, array in arrays.items()})
         if self._library.bitbert_run(self._handle, byref(batch), byref(outputs)):
             raise _failure(self._library)
@@ -247,18 +236,14 @@ class NativeModel:
 
 
 def _native_config(config: PackedConfig) -> _Config:
-    fields: dict[str, Any] = {
-        name: getattr(config, name) for name in (*_SIZES, "layer_norm_eps", "num_outputs")
-    }
+    fields: dict[str, Any] = {name: getattr(config, name) for name in (*_SIZES, "layer_norm_eps", "num_outputs")}
     fields |= {name: choices.index(getattr(config, name)) for name, choices in _CODES.items()}
     return _Config(head=_HEADS[config.head], channel_scale=int(config.weight_scale == "channel"), **fields)
 
 
 def _join(sequences: Sequence[Any]) -> np.ndarray:
     joined = (
-        np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
-        if sequences
-        else np.empty(0)
+        np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences]) if sequences else np.empty(0)
     )
     # Ids beyond 32 bits become -1, which the library refuses with a sentence.
     return np.where((joined >= 0) & (joined < 2**31), joined, -1).astype(np.int32)

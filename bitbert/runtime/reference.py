@@ -53,9 +53,7 @@ class ReferenceModel:
         self.config = model.config
         self._dtype = dtype
         tensors = model.tensors
-        self._floats = {
-            name: tensor.astype(dtype) for name, tensor in tensors.items() if tensor.dtype == np.float32
-        }
+        self._floats = {name: tensor.astype(dtype) for name, tensor in tensors.items() if tensor.dtype == np.float32}
         self._word_bits = tensors["bitbert.embeddings.word_embeddings.weight_bits"]
         self._layers = [self._layer_linears(tensors, index) for index in range(self.config.num_hidden_layers)]
         self._pooler = BitLinear(tensors, "bitbert.pooler.dense", "signed", dtype)
@@ -113,10 +111,7 @@ class ReferenceModel:
             "output",
         )
         kinds = dict.fromkeys(names, "signed") | {"output": self.config.ffn_input}
-        return {
-            name: BitLinear(tensors, f"bitbert.layers.{index}.{name}", kinds[name], self._dtype)
-            for name in names
-        }
+        return {name: BitLinear(tensors, f"bitbert.layers.{index}.{name}", kinds[name], self._dtype) for name in names}
 
     def _embed(self, ids: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
         prefix = "bitbert.embeddings"
@@ -136,15 +131,10 @@ class ReferenceModel:
 
     def _attend(self, index: int, hidden: np.ndarray) -> np.ndarray:
         linears, floats, prefix = self._layers[index], self._floats, f"bitbert.layers.{index}.attention"
-        steps = {
-            name: floats[f"{prefix}.{name}_binarizer.alpha"]
-            for name in ("query", "key", "value", "probability")
-        }
+        steps = {name: floats[f"{prefix}.{name}_binarizer.alpha"] for name in ("query", "key", "value", "probability")}
         size, root = self.config.head_size, math.sqrt(self.config.head_size)
         negative = {name: linears[f"attention.{name}"](hidden) < 0 for name in ("query", "key", "value")}
-        score_residual, value_residual = (
-            self._estimate(prefix, hidden) if self.config.residual_rank else (None, None)
-        )
+        score_residual, value_residual = self._estimate(prefix, hidden) if self.config.residual_rank else (None, None)
 
         context = np.empty_like(hidden)
         for start in range(0, self.config.hidden_size, size):
@@ -165,9 +155,7 @@ class ReferenceModel:
             weight, bias = (self._floats[f"{prefix}.estimator.{name}.{part}"] for part in ("weight", "bias"))
             return hidden @ weight.T + bias
 
-        q_p, k_p, q_m, k_m = (
-            linear(name) for name in ("query_residual", "key_residual", "query_binary", "key_binary")
-        )
+        q_p, k_p, q_m, k_m = (linear(name) for name in ("query_residual", "key_residual", "query_binary", "key_binary"))
         return (q_m + q_p) @ k_p.T + q_p @ k_m.T, linear("value_residual")
 
     def _pool(self, first: np.ndarray) -> np.ndarray:
@@ -177,6 +165,4 @@ class ReferenceModel:
         return np.tanh(pooled)[0]
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        return layer_norm(
-            x, self._floats[f"{name}.weight"], self._floats[f"{name}.bias"], self.config.layer_norm_eps
-        )
+        return layer_norm(x, self._floats[f"{name}.weight"], self._floats[f"{name}.bias"], self.config.layer_norm_eps)

@@ -41,9 +41,7 @@ def _open(path: Path, mode: str) -> TextIO:
         return cast(TextIO, open(path, mode, encoding="utf-8", newline=""))
     except OSError as error:
         what = "input" if mode == "r" else "output"
-        raise UserError(
-            f"{what} {str(path)!r} cannot be opened: {error.strerror}; give the path of a file"
-        ) from error
+        raise UserError(f"{what} {str(path)!r} cannot be opened: {error.strerror}; give the path of a file") from error
 
 
 def _read_texts(file: TextIO, source: Path, advance: Callable[[int], None]) -> Iterator[Text]:
@@ -51,9 +49,7 @@ def _read_texts(file: TextIO, source: Path, advance: Callable[[int], None]) -> I
         for number, line in enumerate(file, 1):
             fields = line.rstrip("\r\n").split("\t")
             if len(fields) > 2:
-                raise UserError(
-                    f"{source}:{number}: {len(fields)} fields, wanted a text or two separated by a tab"
-                )
+                raise UserError(f"{source}:{number}: {len(fields)} fields, wanted a text or two separated by a tab")
             yield fields[0] if len(fields) == 1 else (fields[0], fields[1])
             advance(len(line.encode()))
     except UnicodeDecodeError as error:

@@ -20,9 +20,7 @@ def test_the_library_was_built() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(1, 70), columns=st.integers(1, 70), width=st.integers(1, 300), seed=st.integers(0, 2**32 - 1)
-)
+@given(rows=st.integers(1, 70), columns=st.integers(1, 70), width=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
 def test_products_equal_plain_products(isa: str, rows: int, columns: int, width: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     left, right = random.random((rows, width)) < 0.5, random.random((columns, width)) < 0.5
@@ -61,7 +59,7 @@ def test_instruction_sets_are_chosen_by_name_and_environment(monkeypatch: pytest
     assert choose_isa() == "portable"
     assert choose_isa("numpy") == "numpy"
     monkeypatch.setenv("BITBERT_ISA", "sse9")
-    with pytest.raises(UserError, match="'sse9' is not available here, wanted one of .*portable, numpy"):
+    with pytest.raises(UserError, match=r"'sse9' is not available here, wanted one of .*portable, numpy"):
         choose_isa()
 
 

@@ -22,7 +22,10 @@ def test_states_equal_the_reference(make_packed: MakePacked, isa: str, method: s
     """Every depth agrees to rounding, so no binary decision differs."""
     _, packed = make_packed(method, **SHAPES[shape])
     batch = sequences([1, 2, 31, 32, 33, 47], packed.config.vocab_size)
-    found, expected = NativeModel(packed.config, packed.tensors, isa).run(*batch, WANTED), ReferenceModel(packed).run(*batch, WANTED)
+    found, expected = (
+        NativeModel(packed.config, packed.tensors, isa).run(*batch, WANTED),
+        ReferenceModel(packed).run(*batch, WANTED),
+    )
     for name in WANTED:
         np.testing.assert_allclose(found[name], expected[name], atol=2e-5, rtol=0, err_msg=name)
 
@@ -34,7 +37,10 @@ def test_logits_equal_torch(make_packed: MakePacked, method: str) -> None:
     for length in (1, 5, 64):
         ids, types = sequences([length], packed.config.vocab_size, seed=length)
         with torch.no_grad():
-            inputs = {"input_ids": torch.from_numpy(ids[0])[None], "token_type_ids": torch.from_numpy(types[0]).long()[None]}
+            inputs = {
+                "input_ids": torch.from_numpy(ids[0])[None],
+                "token_type_ids": torch.from_numpy(types[0]).long()[None],
+            }
             expected = model(**inputs).logits.numpy()  # type: ignore[operator]
         np.testing.assert_allclose(native.run(ids, types, ("logits",))["logits"], expected, atol=1e-4, rtol=0)
 
@@ -76,9 +82,17 @@ def test_a_batch_of_33_equals_its_sequences_alone(make_packed: MakePacked) -> No
 @pytest.mark.parametrize("spread", [0.05, 0.3, 5.0])
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu"])
 @pytest.mark.parametrize("ffn_input", ["signed", "unsigned"])
-def test_folded_thresholds_equal_the_formula(make_packed: MakePacked, hidden_act: str, ffn_input: str, spread: float) -> None:
+def test_folded_thresholds_equal_the_formula(
+    make_packed: MakePacked, hidden_act: str, ffn_input: str, spread: float
+) -> None:
     """Shifts on either side of GELU's minimum, biases far into its tail, both kinds of second input."""
-    fields = {"hidden_act": hidden_act, "ffn_input": ffn_input, "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 512}
+    fields = {
+        "hidden_act": hidden_act,
+        "ffn_input": ffn_input,
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "intermediate_size": 512,
+    }
     _, packed = make_packed("bipft-a", spread, **fields)
     batch = sequences([40], packed.config.vocab_size)
     found = NativeModel(packed.config, packed.tensors).run(*batch, ("last",))["last"]

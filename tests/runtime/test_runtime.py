@@ -106,7 +106,11 @@ def test_a_file_is_answered_line_by_line(runtime: Runtime, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a\tb\tc\n", "texts.tsv:1: 3 fields, wanted a text or two"), (b"\xff\xfe\n", "is not UTF-8"), (None, "cannot be opened")],
+    [
+        (b"a\tb\tc\n", "texts.tsv:1: 3 fields, wanted a text or two"),
+        (b"\xff\xfe\n", "is not UTF-8"),
+        (None, "cannot be opened"),
+    ],
 )
 def test_bad_files_are_refused(runtime: Runtime, tmp_path: Path, content: bytes | None, message: str) -> None:
     source = tmp_path / "texts.tsv"
@@ -151,4 +155,6 @@ def test_the_description_counts_right(runtime: Runtime) -> None:
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     encoder_bits = layers * (4 * hidden * hidden + 2 * hidden * inner) + hidden * hidden
     assert described["binary weights"].startswith(f"{encoder_bits + config.vocab_size * hidden:,} bits")
-    assert binary_macs(config, 7) == 7 * (encoder_bits - hidden * hidden) + 2 * 7 * 7 * hidden * layers + hidden * hidden
+    assert (
+        binary_macs(config, 7) == 7 * (encoder_bits - hidden * hidden) + 2 * 7 * 7 * hidden * layers + hidden * hidden
+    )
