@@ -105,7 +105,7 @@ static double spin(size_t rounds) {
     return (double)rounds * 8 * 256;
 }
 
-const bb_kernels bb_avx2_kernels = {.name = "avx2", .rows_per_block = 32, .count = count, .spin = spin, BB_ELEMENTWISE};
+const bb_kernels bb_avx2_kernels = {.name = "avx2", .count = count, .spin = spin, BB_ELEMENTWISE};
 
 BB_TARGET_END
 #endif

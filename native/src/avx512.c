@@ -64,7 +64,7 @@ static double spin(size_t rounds) {
     return (double)rounds * 16 * 512;
 }
 
-const bb_kernels bb_avx512_kernels = {.name = "avx512", .rows_per_block = 64, .count = count, .spin = spin, BB_ELEMENTWISE};
+const bb_kernels bb_avx512_kernels = {.name = "avx512", .count = count, .spin = spin, BB_ELEMENTWISE};
 
 BB_TARGET_END
 #endif

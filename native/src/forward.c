@@ -17,6 +17,7 @@ typedef struct {
     bitbert_model *model;
     const bitbert_batch *batch;
     size_t num_rows;
+    size_t block_rows; /* of the loops over rows: BB_BLOCK_ROWS, or less to give every thread some */
     size_t layer;
 } run;
 
@@ -88,7 +89,7 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
 }
 
 static size_t block_rows(const run *r, size_t block, size_t *first) {
-    const size_t size = r->model->kernels->rows_per_block, rest = r->num_rows - block * size;
+    const size_t size = r->block_rows, rest = r->num_rows - block * size;
     *first = block * size;
     return rest < size ? rest : size;
 }
@@ -146,7 +147,7 @@ static void layer_block(void *context, size_t worker_index, size_t block) {
 static void pool(const run *r, const bitbert_outputs *outputs) {
     const bitbert_model *model = r->model;
     const bb_scratch *scratch = model->scratch;
-    const size_t width = (size_t)model->config.hidden_size, stride = model->hidden_stride, block = model->kernels->rows_per_block;
+    const size_t width = (size_t)model->config.hidden_size, stride = model->hidden_stride, block = BB_BLOCK_ROWS;
     bb_worker *worker = &scratch->workers[0];
     for (size_t first = 0; first < r->batch->num_sequences; first += block) {
         const size_t rest = r->batch->num_sequences - first, count = rest < block ? rest : block;
@@ -217,8 +218,10 @@ int bitbert_run(bitbert_model *model, const bitbert_batch *batch, const bitbert_
         return -1;
     }
     lay_out(&r);
-    const size_t num_layers = (size_t)model->config.num_hidden_layers, block = model->kernels->rows_per_block;
-    const size_t num_blocks = (r.num_rows + block - 1) / block, state_size = r.num_rows * (size_t)model->config.hidden_size;
+    const size_t share = bb_round_up((r.num_rows + bb_pool_size(model->pool) - 1) / bb_pool_size(model->pool), BB_QUERY_TILE);
+    r.block_rows = share < BB_BLOCK_ROWS ? share : BB_BLOCK_ROWS;
+    const size_t num_layers = (size_t)model->config.num_hidden_layers;
+    const size_t num_blocks = (r.num_rows + r.block_rows - 1) / r.block_rows, state_size = r.num_rows * (size_t)model->config.hidden_size;
     bb_pool_run(model->pool, num_blocks, embed_block, &r);
     copy_states(&r, outputs->states);
     for (r.layer = 0; r.layer < num_layers; r.layer++) {

@@ -70,7 +70,6 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    size_t rows_per_block; /* rows that one pass over a layer's weights should serve */
     bb_count *count;
     /* xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done. */
     double (*spin)(size_t rounds);

@@ -60,5 +60,5 @@ static double spin(size_t rounds) {
     return (double)rounds * 8 * 128;
 }
 
-const bb_kernels bb_neon_kernels = {.name = "neon", .rows_per_block = 32, .count = count, .spin = spin, BB_ELEMENTWISE};
+const bb_kernels bb_neon_kernels = {.name = "neon", .count = count, .spin = spin, BB_ELEMENTWISE};
 #endif

@@ -26,4 +26,4 @@ static double spin(size_t rounds) {
     return (double)rounds * BB_PANEL * 32 + (wanted & 0);
 }
 
-const bb_kernels bb_portable_kernels = {.name = "portable", .rows_per_block = 32, .count = count, .spin = spin, BB_ELEMENTWISE};
+const bb_kernels bb_portable_kernels = {.name = "portable", .count = count, .spin = spin, BB_ELEMENTWISE};

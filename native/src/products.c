@@ -36,7 +36,7 @@ static void multiply_attention(const bitbert_model *model, size_t num_groups, si
 }
 
 double bitbert_time_products(bitbert_model *model, size_t num_tokens) {
-    const size_t num_groups = (num_tokens + BB_PANEL - 1) / BB_PANEL, block = model->kernels->rows_per_block;
+    const size_t num_groups = (num_tokens + BB_PANEL - 1) / BB_PANEL, block = BB_BLOCK_ROWS;
     if (!num_tokens || num_tokens > (size_t)model->config.max_position_embeddings) {
         bb_fail("sequence of %zu tokens, wanted 1 to %d", num_tokens, model->config.max_position_embeddings);
         return 0;

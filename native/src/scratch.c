@@ -26,7 +26,7 @@ void bb_scratch_free(bb_scratch *scratch) {
 }
 
 static bool make_worker(const bitbert_model *model, bb_scratch *scratch, bb_worker *worker) {
-    const size_t rows = model->kernels->rows_per_block, groups = (scratch->longest + BB_PANEL - 1) / BB_PANEL;
+    const size_t rows = BB_BLOCK_ROWS, groups = (scratch->longest + BB_PANEL - 1) / BB_PANEL;
     const size_t count_rows = groups * BB_QUERY_TILE > rows ? groups * BB_QUERY_TILE : rows;
     worker->counts = allocate(scratch, count_rows * BB_PANEL, sizeof(uint32_t));
     worker->bases = allocate(scratch, rows, sizeof(int32_t));

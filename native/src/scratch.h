@@ -4,6 +4,9 @@
 
 #include "model.h"
 
+/* Rows that one pass over a layer's weights serves at most: the weights do not stay in the second-level cache. */
+#define BB_BLOCK_ROWS 128
+
 /* Rows that attention handles together: a tile of the kernels. */
 #define BB_QUERY_TILE 8
 
@@ -13,7 +16,7 @@ typedef struct {
     size_t first_group, num_groups; /* of 32 keys */
 } bb_sequence;
 
-/* A thread's own. `rows` below is the kernels' rows_per_block, `keys` the longest sequence padded to panels. */
+/* A thread's own. `rows` below is BB_BLOCK_ROWS, `keys` the longest sequence padded to panels. */
 typedef struct {
     uint32_t *counts;         /* (rows, 32), or (keys / 32, tile, 32) in attention */
     int32_t *bases;           /* (rows) */
