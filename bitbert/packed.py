@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, read_json, sha256_file
@@ -26,6 +26,7 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
+_TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CHOICES = {
     "weight_scale": ("tensor", "channel"),
     "hidden_act": ("gelu", "relu"),
@@ -200,18 +201,39 @@ def load_packed(path: str | Path) -> PackedModel:
         )
     _check_sums(folder)
     config = parse_config(read_json(folder / CONFIG_FILE, "packed config"), str(folder / CONFIG_FILE))
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"{str(folder / WEIGHTS_FILE)!r} is not a readable safetensors file: {error}") from error
-    _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.fingerprint != config.tokenizer.get("fingerprint"):
         raise UserError(
             f"tokenizer in {str(folder)!r} has fingerprint {tokenizer.fingerprint[:12]}, the model was trained with "
             f"{str(config.tokenizer.get('fingerprint'))[:12]}; restore the checkpoint's own tokenizer"
         )
+    tensors = _map_tensors(folder / WEIGHTS_FILE)
+    _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
     return PackedModel(config, tensors, tokenizer)
+
+
+def _map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Views into the mapped file: a process that only runs the model never holds a second copy of its weights.
+
+    The mapping is private: writing to a view changes neither the file nor another process's view.
+    """
+    try:
+        with safe_open(path, "np"):
+            pass  # checks the header: known types, sizes that fit, no overlap, no holes
+        mapped = np.memmap(path, np.uint8, "c")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+    data = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8:data].tobytes())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _TYPES:
+            raise UserError(f"{path}: {name} is of type {entry['dtype']}, wanted float32 or uint8")
+        begin, end = entry["data_offsets"]
+        values = np.frombuffer(mapped.data[data + begin : data + end], _TYPES[entry["dtype"]])
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
 
 
 def is_packed(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from bitbert.model.modeling import (
     BitBertModel,
     BitBertPreTrainedModel,
 )
+from bitbert.model.quantizer import BitBertPackedConfig, BitBertPackedQuantizer
 
 AutoConfig.register(BitBertConfig.model_type, BitBertConfig)
 AutoModel.register(BitBertConfig, BitBertModel)
@@ -36,6 +37,8 @@ __all__ = [
     "BitBertForPreTraining",
     "BitBertForSequenceClassification",
     "BitBertModel",
+    "BitBertPackedConfig",
+    "BitBertPackedQuantizer",
     "BitBertPreTrainedModel",
     "preset_fields",
 ]

@@ -6,6 +6,25 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from bitbert.errors import UserError, did_you_mean
+from bitbert.packed import FORMAT, PackedConfig, parse_config
+
+QUANT_METHOD = "bitbert_packed"
+"""What transformers calls packed weights; see bitbert.model.quantizer."""
+_SHAPE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+_ARCHITECTURES = {
+    "none": "BitBertModel",
+    "nsp": "BitBertForNextSentencePrediction",
+    "classification": "BitBertForSequenceClassification",
+    "regression": "BitBertForSequenceClassification",
+}
 
 WeightScale = Literal["tensor", "channel"]
 InputBinarizer = Literal["signed", "unsigned"]
@@ -63,9 +82,28 @@ class BitBertConfig(PreTrainedConfig):
             raise ValueError(f"residual_rank {self.residual_rank} is negative; use 0 for no estimators")
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; config.json of a packed checkpoint is understood too."""
+        if config_dict.get("format") == FORMAT:
+            own = {key: value for key, value in config_dict.items() if not key.startswith("_")}  # the hub adds some
+            config_dict = from_packed_config(parse_config(own, "config.json"))
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+
+def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
+    """The fields of a :class:`BitBertConfig` for a packed checkpoint, its quantization method included."""
+    names = ("method", "weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler", "layer_norm_eps")
+    fields = {name: getattr(packed, name) for name in (*names, *_SHAPE_FIELDS)}
+    fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
+    if packed.head in ("classification", "regression"):
+        labels = packed.labels or ["LABEL_0"]
+        fields |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return fields
 
 
 _ELASTIC: dict[str, Any] = {

@@ -1,5 +1,5 @@
-"""Answers from packed checkpoints with numpy and bits; neither torch nor transformers is ever imported here."""
+"""Answers from packed checkpoints by multiplying bits; torch and transformers are never imported here."""
 
-from bitbert.runtime.forward import Prediction, Runtime
+from bitbert.runtime.forward import Encoding, Prediction, Runtime
 
-__all__ = ["Prediction", "Runtime"]
+__all__ = ["Encoding", "Prediction", "Runtime"]

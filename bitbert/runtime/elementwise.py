@@ -15,8 +15,8 @@ _MILLS_SLOPE = (_GRID * _MILLS - 1) / _STEPS_PER_UNIT
 def upper_tail(z: np.ndarray) -> np.ndarray:
     """Phi(-z) for z >= 0 in float64, relative error below 1e-9 in the whole tail.
 
-    Phi(-z) = phi(z) M(z); the Mills ratio M is smooth (M' = z M - 1), so a table with cubic Hermite interpolation
-    keeps the relative precision that 1 + erf loses.
+    Phi(-z) = phi(z) M(z); the Mills ratio M is smooth (M' = z M - 1), so a table with cubic Hermite
+    interpolation keeps the relative precision that 1 + erf loses.
     """
     scaled = np.minimum(z, _TAIL_END).astype(np.float64) * _STEPS_PER_UNIT
     index = np.minimum(scaled.astype(np.int64), len(_GRID) - 2)

@@ -1,0 +1,70 @@
+"""Answering whole files: tab-separated texts in, one JSON object a line out, in constant memory."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO, cast
+
+from bitbert.errors import UserError
+from bitbert.runtime.forward import Runtime, Text
+
+
+def predict_file(runtime: Runtime, source: Path, target: Path | None) -> int:
+    """Answer every line of ``source``: a text, or two separated by a tab.
+
+    Args:
+        target: file of JSON lines with label, score and logits, in the order of the texts; None writes to
+            standard output.
+
+    Returns:
+        the number of answers.
+
+    Raises:
+        UserError: a file cannot be opened, or a line has more than two fields.
+    """
+    with ExitStack() as files:
+        texts = files.enter_context(_open(source, "r"))
+        output = sys.stdout if target is None else files.enter_context(_open(target, "w"))
+        advance = files.enter_context(_progress(source.stat().st_size))
+        count = 0
+        for prediction in runtime.stream(_read_texts(texts, source, advance)):
+            output.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _open(path: Path, mode: str) -> TextIO:
+    try:
+        return cast(TextIO, open(path, mode, encoding="utf-8", newline=""))
+    except OSError as error:
+        what = "input" if mode == "r" else "output"
+        raise UserError(f"{what} {str(path)!r} cannot be opened: {error.strerror}; give the path of a file") from error
+
+
+def _read_texts(file: TextIO, source: Path, advance: Callable[[int], None]) -> Iterator[Text]:
+    try:
+        for number, line in enumerate(file, 1):
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) > 2:
+                raise UserError(f"{source}:{number}: {len(fields)} fields, wanted a text or two separated by a tab")
+            yield fields[0] if len(fields) == 1 else (fields[0], fields[1])
+            advance(len(line.encode()))
+    except UnicodeDecodeError as error:
+        raise UserError(f"input {str(source)!r} is not UTF-8 ({error.reason}); convert it first") from error
+
+
+@contextmanager
+def _progress(num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error where a person watches, else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("answering", total=num_bytes)
+        yield lambda step: bar.advance(task, step)

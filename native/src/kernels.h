@@ -1,0 +1,103 @@
+/* What an instruction set provides: a table of functions on packed bits and float rows.
+ *
+ * Panels. The right operand of a product (weights, keys, values) is stored in panels of 32 columns: for each 32-bit
+ * word of the common dimension, the 32 columns' words lie side by side. Counting then keeps columns in vector
+ * lanes and broadcasts words of the left operand. Columns beyond the matrix are zero words. See panels.h.
+ */
+#ifndef BB_KERNELS_H
+#define BB_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define BB_PANEL 32
+
+/* The left operand of a product: rows of 32-bit words, `stride` words apart. */
+typedef struct {
+    const uint32_t *words;
+    size_t stride;
+    size_t num_rows;
+} bb_rows;
+
+/* counts[row][column] = popcount(row XOR column), or popcount(row AND column) when `mask` is set,
+ * over `num_words` words; counts has num_rows * 32 entries. */
+typedef void bb_count(bb_rows rows, size_t num_words, const uint32_t *panel, bool mask, uint32_t *counts);
+
+/* Thresholds of one column: the output bit is (count - offset) <= width in unsigned 32-bit arithmetic,
+ * which expresses every interval of counts and every complement of one. */
+typedef struct {
+    const uint32_t *offset;
+    const uint32_t *width;
+} bb_thresholds;
+
+/* Layer normalisation of a row, and the bits that follow from it: bits[s][i] = [out[i] + shift[s][i] < 0].
+ * Arrays and rows are padded with zeros to a multiple of 64 entries. */
+typedef struct {
+    const float *weight;
+    const float *bias;
+    double eps;
+    size_t width;
+    size_t num_shifts;
+    const float *shift[3];
+} bb_norm;
+
+/* One query row's attention over `num_keys` keys of one head. */
+typedef struct {
+    const uint32_t *counts;     /* of query XOR key: key k at counts[(k / 32) * panel_stride + k % 32] */
+    size_t panel_stride;
+    size_t num_keys;
+    int32_t head_size;
+    float score_scale;          /* a_q a_k */
+    float inverse_root;         /* 1 / sqrt(head_size) */
+    float step, half_step;      /* a_p, a_p / 2 */
+    const float *score_residual; /* E[query], or NULL */
+    const float *value_residual; /* r_v, or NULL; padded like the keys to a multiple of 16 */
+} bb_attention;
+
+/* What a query attends to: how many keys, and a_p times the sum of their r_v. */
+typedef struct {
+    int32_t ones;
+    float residual;
+} bb_attended;
+
+/* Factors of a row of E = sum over ranks of (q_m + q_p) k_p, plus the sum of q_p k_m; keys lie `stride` floats apart a rank. */
+typedef struct {
+    size_t rank, stride;
+    const float *both, *residual;              /* of the query: q_m + q_p and q_p */
+    const float *key_residual, *key_binary;    /* k_p and k_m */
+} bb_estimate;
+
+typedef struct {
+    const char *name;
+    bb_count *count;
+    /* xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done. */
+    double (*spin)(size_t rounds);
+    /* bits[row * stride] = 32 thresholded counts. */
+    void (*threshold)(const uint32_t *counts, size_t num_rows, bb_thresholds limits, uint32_t *bits, size_t stride);
+    /* out[row * stride + c] += float(bases[row] - 2 counts[row][c]) * scale[c] + bias[c], for 32 columns;
+     * = instead of += when `accumulate` is false. */
+    void (*scale_add)(const uint32_t *counts, size_t num_rows, const int32_t *bases, const float *scale, const float *bias,
+                      bool accumulate, float *out, size_t stride);
+    /* In place on `row`; bits[s] receives the bits of shift s. */
+    void (*normalize)(const bb_norm *norm, float *row, uint32_t *const *bits);
+    /* out[i] = sum(row * weights[i]) + bias[i]; weights are `stride` floats apart and padded with zeros. */
+    void (*dot)(const float *row, size_t width, const float *weights, size_t stride, const float *bias, size_t num_outputs, float *out);
+    /* out = +-scale by the bits, plus type plus position, over `width` floats. */
+    void (*embed)(const uint32_t *bits, float scale, const float *type, const float *position, size_t width, float *out);
+    /* A row of E; `num_keys` is rounded up to whole vectors. */
+    void (*estimate)(const bb_estimate *estimate, size_t num_keys, float *out);
+    /* Writes the bits of softmax(scores) > a_p / 2; `scores` is scratch. */
+    bb_attended (*attend)(const bb_attention *attention, float *scores, uint32_t *bits);
+    /* Context bits of 32 channels for each row: [(ones - 2 count) * scale + residual + shift < 0]. */
+    void (*context)(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits);
+} bb_kernels;
+
+extern const bb_kernels bb_portable_kernels;
+#if defined(__x86_64__)
+extern const bb_kernels bb_avx2_kernels, bb_avx512_kernels;
+#elif defined(__aarch64__)
+extern const bb_kernels bb_neon_kernels;
+#endif
+
+#endif

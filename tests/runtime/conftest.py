@@ -1,0 +1,59 @@
+"""Random packed models of any shape, with parameters far from their initial values."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+
+from bitbert.packed import PackedModel
+from bitbert.tokenizer import Tokenizer
+from tests.conftest import tiny_model
+
+METHODS = ("bipft-b", "bipft-a", "baseline", "bitbert")
+ODD_SHAPE = {
+    "hidden_size": 105,
+    "num_attention_heads": 3,
+    "intermediate_size": 70,
+    "max_position_embeddings": 512,
+}
+"""Nothing is a multiple of a word: heads of 35, rows of 105 and 70 bits."""
+
+MakePacked = Callable[..., tuple[object, PackedModel]]
+
+
+@pytest.fixture(scope="session")
+def make_packed(tiny_tokenizer: Tokenizer) -> MakePacked:
+    """``make_packed(method, **fields)`` -> (torch model, packed model); the same arguments give the same model."""
+    from bitbert.model.export import pack_model
+
+    @cache
+    def make(method: str, spread: float = 0.1, **fields: object) -> tuple[object, PackedModel]:
+        import torch
+
+        model = tiny_model(method, "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, **fields)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith((".bias", ".shift")):
+                    parameter.normal_(0, spread)
+        return model, pack_model(model, tiny_tokenizer, max_length=model.config.max_position_embeddings)
+
+    return make
+
+
+def sequences(lengths: list[int], vocab_size: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Random ids and token types of sequences of these lengths."""
+    random = np.random.default_rng(seed)
+    ids = [random.integers(0, vocab_size, length) for length in lengths]
+    return ids, [np.arange(length) >= length // 2 for length in lengths]
+
+
+@pytest.fixture
+def without_library(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[None]:
+    """As on a machine where no compiler built the native library."""
+    from bitbert.runtime import native
+
+    monkeypatch.setattr(native, "LIBRARY", native.LIBRARY.with_name("absent.so"))
+    native.load_library.cache_clear()
+    yield
+    native.load_library.cache_clear()
