@@ -1,0 +1,57 @@
+"""Datasets of the Hugging Face hub, streamed: the one door to `datasets`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bitbert.errors import UserError
+
+from .config import SourceConfig
+from .units import Unit
+
+
+def list_hub_units(source_index: int, source: SourceConfig) -> list[Unit]:
+    """One unit for each shard of the dataset, pinned to the commit it has now.
+
+    Raises:
+        UserError: the dataset cannot be opened.
+    """
+    assert source.dataset is not None
+    commit = _resolve_commit(source)
+    num_shards = _open(source, commit).num_shards
+    return [Unit(source_index, "hub", source.dataset, shard, num_shards, 0, commit) for shard in range(num_shards)]
+
+
+def read_hub_rows(unit: Unit, source: SourceConfig) -> Iterator[Any]:
+    """The rows of one unit, in the dataset's order."""
+    assert unit.stop is not None
+    yield from _open(source, unit.stamp).shard(num_shards=unit.stop, index=unit.start)
+
+
+def _open(source: SourceConfig, commit: str) -> Any:
+    from datasets import load_dataset
+
+    revision = None if commit == "local" else commit
+    try:
+        return load_dataset(source.dataset, source.name, split=source.split, revision=revision, streaming=True)
+    except Exception as error:  # offline, unknown id, script-based: the hub raises many kinds
+        raise _refusal(source, error) from error
+
+
+def _resolve_commit(source: SourceConfig) -> str:
+    """The commit that ``revision`` names now; a branch may move between two array tasks, a commit does not."""
+    if Path(str(source.dataset)).exists():
+        return "local"
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(str(source.dataset), revision=source.revision).sha)
+    except Exception as error:  # offline, unknown id, gated
+        raise _refusal(source, error) from error
+
+
+def _refusal(source: SourceConfig, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"dataset {source.dataset!r} ({source.name}) cannot be opened: {reason}; check the id and the network, or use a local path"
+    )
