@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,21 +111,15 @@ def build_rows(documents: ShardDocuments, config: DataConfig, shard: ShardPlan, 
 def _spans(documents: ShardDocuments, config: DataConfig, shard: ShardPlan) -> Iterator[RowSpan]:
     is_pairs = config.objective == "mlm_nsp"
     room = config.max_length - (3 if is_pairs else 2)
-    longest = room // 2 if is_pairs else room
-    edges = [_edges(int(first), lengths, longest) for first, lengths in zip(documents.first_ids, documents.lengths, strict=True)]
+    edges = [
+        [first, *(first + np.cumsum(lengths, dtype=np.int64)).tolist()]
+        for first, lengths in zip(documents.first_ids.tolist(), documents.lengths, strict=True)
+    ]
     stream = random.Random(derive_key(config.seed, SPLITS.index(shard.split), shard.number))
     builder = RowBuilder(room, config.short_sequence_probability, stream)
     for round_number in range(int(documents.copies.max())):
         for index in np.flatnonzero(documents.copies > round_number).tolist():
             yield from builder.pairs(edges, index) if is_pairs else builder.segments(edges[index])
-
-
-def _edges(first: int, lengths: np.ndarray, longest: int) -> list[int]:
-    """Borders of a document's sentences in the shard's ids, both ends included; longer sentences are cut."""
-    edges = [first, *(first + np.cumsum(lengths, dtype=np.int64)).tolist()]
-    if lengths.max() <= longest:
-        return edges
-    return [edge for start, end in pairwise(edges) for edge in range(start, end, longest)] + [edges[-1]]
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
