@@ -126,11 +126,19 @@ def write_shards(
     while chunk := list(islice(pending, rows_per_shard)):
         path = folder / f"shard-{len(files):05d}.arrow"
         files.append(write_shard(path, _columns(chunk, tokenizer.vocab_size), tokenizer.vocab_size))
-    return write_manifest(folder, files, tokenizer=tokenizer, max_length=max_length, nsp=nsp, provenance=provenance)
+    return write_manifest(
+        folder, files, tokenizer=tokenizer, max_length=max_length, nsp=nsp, provenance=provenance
+    )
 
 
 def write_manifest(
-    folder: Path, files: list[dict[str, Any]], *, tokenizer: Tokenizer, max_length: int, nsp: bool, provenance: dict[str, Any]
+    folder: Path,
+    files: list[dict[str, Any]],
+    *,
+    tokenizer: Tokenizer,
+    max_length: int,
+    nsp: bool,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the manifest of the shards in ``folder``, whose entries ``files`` come from :func:`write_shard`.
 
@@ -138,7 +146,9 @@ def write_manifest(
         UserError: there is no row at all.
     """
     if not sum(file["rows"] for file in files):
-        raise UserError(f"no rows for {folder.name.strip('.')}: the sources gave no text; check the paths and the text field")
+        raise UserError(
+            f"no rows for {folder.name.strip('.')}: the sources gave no text; check the paths and the text field"
+        )
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -184,7 +194,9 @@ class ShardReader:
             a file's size or hash differs from the manifest.
     """
 
-    def __init__(self, folder: str | Path, *, verify_hashes: bool = True, bad_shards: BadShards = "fail") -> None:
+    def __init__(
+        self, folder: str | Path, *, verify_hashes: bool = True, bad_shards: BadShards = "fail"
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.skipped: list[str] = []
@@ -195,7 +207,9 @@ class ShardReader:
                 self._record_batches.extend(_open_shard(self.folder, entry, schema, verify_hashes))
             except UserError as error:
                 if bad_shards == "fail":
-                    raise UserError(f"{error}; or set bad_shards=skip to go on without its {entry['rows']} rows") from error
+                    raise UserError(
+                        f"{error}; or set bad_shards=skip to go on without its {entry['rows']} rows"
+                    ) from error
                 self.skipped.append(str(error))
         if not self._record_batches:
             raise UserError(f"shard folder {str(self.folder)!r} has no good shard left; {_ADVICE}")
@@ -227,14 +241,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"shard folder {str(folder)!r} does not exist; build it with bitbert-data CONFIG")
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"shard folder {str(folder)!r} is empty or unfinished (no {MANIFEST}); build it with bitbert-data CONFIG")
+        raise UserError(
+            f"shard folder {str(folder)!r} is empty or unfinished (no {MANIFEST}); build it with bitbert-data CONFIG"
+        )
     manifest = read_json(folder / MANIFEST, "shard manifest")
-    found = (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else (None, None)
+    found = (
+        (manifest.get("format"), manifest.get("format_version"))
+        if isinstance(manifest, dict)
+        else (None, None)
+    )
     if found != (FORMAT, FORMAT_VERSION):
-        raise UserError(f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again")
+        raise UserError(
+            f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again"
+        )
     missing = [key for key in _MANIFEST_KEYS if key not in manifest]
     if missing:
-        raise UserError(f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}")
+        raise UserError(
+            f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}"
+        )
     if not manifest["rows"]:
         raise UserError(f"shard folder {str(folder)!r} holds no rows; build it again from a corpus with text")
     return manifest
@@ -250,28 +274,40 @@ def verify_shards(folder: Path) -> list[str]:
     problems = []
     for entry in manifest["files"]:
         try:
-            batches = _open_shard(folder, entry, shard_schema(manifest["tokenizer"]["vocab_size"]), verify_hash=True)
+            batches = _open_shard(
+                folder, entry, shard_schema(manifest["tokenizer"]["vocab_size"]), verify_hash=True
+            )
         except UserError as error:
             problems.append(str(error))
             continue
         tokens = sum(len(batch.column(0).values) for batch in batches)
         if tokens != entry["tokens"]:
-            problems.append(f"shard {str(folder / entry['name'])!r} holds {tokens} tokens, its manifest says {entry['tokens']}; {_ADVICE}")
+            problems.append(
+                f"shard {str(folder / entry['name'])!r} holds {tokens} tokens, its manifest says {entry['tokens']}; {_ADVICE}"
+            )
     for key in ("rows", "tokens"):
         total = sum(entry[key] for entry in manifest["files"])
         if total != manifest[key]:
-            problems.append(f"{str(folder / MANIFEST)!r} says {manifest[key]} {key}, its files have {total}; {_ADVICE}")
-    strangers = {path.name for path in folder.glob("*.arrow")} - {entry["name"] for entry in manifest["files"]}
+            problems.append(
+                f"{str(folder / MANIFEST)!r} says {manifest[key]} {key}, its files have {total}; {_ADVICE}"
+            )
+    strangers = {path.name for path in folder.glob("*.arrow")} - {
+        entry["name"] for entry in manifest["files"]
+    }
     problems += [f"{str(folder / name)!r} is in no manifest; remove it" for name in sorted(strangers)]
     return problems
 
 
-def _open_shard(folder: Path, entry: dict[str, Any], schema: pa.Schema, verify_hash: bool) -> list[pa.RecordBatch]:
+def _open_shard(
+    folder: Path, entry: dict[str, Any], schema: pa.Schema, verify_hash: bool
+) -> list[pa.RecordBatch]:
     path = folder / entry["name"]
     if not path.is_file():
         raise UserError(f"shard {str(path)!r} is missing; {_ADVICE}")
     if path.stat().st_size != entry["bytes"]:
-        raise UserError(f"shard {str(path)!r} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}; {_ADVICE}")
+        raise UserError(
+            f"shard {str(path)!r} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}; {_ADVICE}"
+        )
     if verify_hash and sha256_file(path) != entry["sha256"]:
         raise UserError(f"shard {str(path)!r} differs from the sha256 in its manifest; {_ADVICE}")
     try:
@@ -280,8 +316,12 @@ def _open_shard(folder: Path, entry: dict[str, Any], schema: pa.Schema, verify_h
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"shard {str(path)!r} is no whole Arrow file ({error}); {_ADVICE}") from error
     if reader.schema != schema:
-        raise UserError(f"shard {str(path)!r} has the columns {reader.schema.names} of other types than the format's; {_ADVICE}")
+        raise UserError(
+            f"shard {str(path)!r} has the columns {reader.schema.names} of other types than the format's; {_ADVICE}"
+        )
     rows = sum(batch.num_rows for batch in batches)
     if rows != entry["rows"]:
-        raise UserError(f"shard {str(path)!r} holds {rows} rows, its manifest says {entry['rows']}; {_ADVICE}")
+        raise UserError(
+            f"shard {str(path)!r} holds {rows} rows, its manifest says {entry['rows']}; {_ADVICE}"
+        )
     return batches

@@ -147,10 +147,11 @@ class WordPieceTokenizer(Tokenizer):
         return WORDPIECE_FILE
 
 
-def _count_by_word(word_ids: list[int], num_words: int) -> list[int]:
+def _count_by_word(word_ids: list[int | None], num_words: int) -> list[int]:
     counts = [0] * num_words
     for word in word_ids:
-        counts[word] += 1
+        if word is not None:
+            counts[word] += 1
     return counts
 
 

@@ -1,9 +1,8 @@
 """bitbert-data: build token shards and tokenizers from a corpus, and check shards."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -22,19 +21,36 @@ _DEFAULT_COMMAND = "build"
 class _DefaultCommandGroup(TyperGroup):
     """``bitbert-data CONFIG`` is ``bitbert-data build CONFIG``."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         first = next((argument for argument in args if not argument.startswith("-")), None)
         if first is not None and first not in self.commands:
             args = [_DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_DefaultCommandGroup, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    cls=_DefaultCommandGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
 Config = Annotated[str, typer.Argument(help="YAML file, e.g. configs/data_prep/demo.yaml.", metavar="CONFIG")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Keys to change, e.g. max_length=512 output=runs/shards.", metavar="[KEY=VALUE]...")]
-Replace = Annotated[bool, typer.Option("--replace", help="Build again where the output exists; the old one goes only when the new is whole.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; by default one a usable core. The bytes do not depend on it.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys to change, e.g. max_length=512 output=runs/shards.", metavar="[KEY=VALUE]..."),
+]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace", help="Build again where the output exists; the old one goes only when the new is whole."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes; by default one a usable core. The bytes do not depend on it."),
+]
 
 
 @app.callback()
@@ -48,7 +64,9 @@ def build(
     overrides: Overrides = None,
     replace: Replace = False,
     workers: Workers = None,
-    task_index: Annotated[int | None, typer.Option(min=0, help="Do only this array task's share; see finish.")] = None,
+    task_index: Annotated[
+        int | None, typer.Option(min=0, help="Do only this array task's share; see finish.")
+    ] = None,
     num_tasks: Annotated[int | None, typer.Option(min=1, help="Number of array tasks.")] = None,
 ) -> None:
     """Build token shards: documents -> sentences -> next-sentence pairs -> Arrow files with a manifest.
@@ -66,16 +84,22 @@ def build(
     resolved = load_config(DataConfig, config, overrides)
     if task_index is not None and num_tasks is not None:
         if task_index >= num_tasks:
-            raise UserError(f"--task-index {task_index}, wanted 0 to {num_tasks - 1}; number the array from 0")
+            raise UserError(
+                f"--task-index {task_index}, wanted 0 to {num_tasks - 1}; number the array from 0"
+            )
         if replace:
-            raise UserError("--replace belongs to `bitbert-data finish`: one task must not remove what another one did")
+            raise UserError(
+                "--replace belongs to `bitbert-data finish`: one task must not remove what another one did"
+            )
         typer.echo(build_share(resolved, Share(task_index, num_tasks), workers=workers))
         return
     _build_whole(resolved, replace=replace, workers=workers)
 
 
 @app.command()
-def finish(config: Config, overrides: Overrides = None, replace: Replace = False, workers: Workers = None) -> None:
+def finish(
+    config: Config, overrides: Overrides = None, replace: Replace = False, workers: Workers = None
+) -> None:
     """Do what the array tasks of a build left, merge their shares and put the output in place.
 
     Tasks that failed are made up for here.
@@ -89,7 +113,9 @@ def _build_whole(config: DataConfig, *, replace: bool, workers: int | None) -> N
     report = build_shards(config, replace=replace, workers=workers)
     for split in SPLITS:
         numbers = report[split]
-        typer.echo(f"{split}: {numbers['documents']} documents, {numbers['rows']} rows, {numbers['tokens']} tokens")
+        typer.echo(
+            f"{split}: {numbers['documents']} documents, {numbers['rows']} rows, {numbers['tokens']} tokens"
+        )
     typer.echo(f"shards are in {config.output}")
 
 
@@ -104,7 +130,9 @@ def tokenizer(config: Config, overrides: Overrides = None, replace: Replace = Fa
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A shard folder, or the output of a build.", metavar="DIR")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A shard folder, or the output of a build.", metavar="DIR")],
+) -> None:
     """Check every file of a shard folder against its manifest: size, sha256, schema, rows and tokens.
 
     Example: bitbert-data verify runs/shards

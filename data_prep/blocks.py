@@ -17,7 +17,14 @@ from bitbert.files import write_atomically
 # key: the document's place in the shuffled corpus; with tail, 128 bits of the hash of seed and text.
 # order: unit and number in the unit, to say which of several equal documents is the first.
 INDEX_DTYPE = np.dtype(
-    [("key", "<u8"), ("tail", "<u8"), ("order", "<u8"), ("source", "<u4"), ("num_sentences", "<u4"), ("num_ids", "<u8")]
+    [
+        ("key", "<u8"),
+        ("tail", "<u8"),
+        ("order", "<u8"),
+        ("source", "<u4"),
+        ("num_sentences", "<u4"),
+        ("num_ids", "<u8"),
+    ]
 )
 LENGTH_DTYPE = np.dtype("<u4")
 SIGNATURE_DTYPE = np.dtype("<u4")
@@ -82,7 +89,12 @@ class BlockWriter:
     _id_bytes: int = 0
 
     def add(
-        self, key: tuple[int, int], order: int, source: int, sentences: list[bytes], signature: np.ndarray | None = None
+        self,
+        key: tuple[int, int],
+        order: int,
+        source: int,
+        sentences: list[bytes],
+        signature: np.ndarray | None = None,
     ) -> None:
         """Add a document; ``sentences`` are the bytes of arrays of ``dtype``, none of them empty."""
         num_bytes = sum(map(len, sentences))
@@ -104,7 +116,10 @@ class BlockWriter:
         lengths = np.fromiter(map(len, sentences), LENGTH_DTYPE, len(sentences)) // self.dtype.itemsize
         _write(stem.with_suffix(".lengths"), [lengths.astype(LENGTH_DTYPE).tobytes()])
         _write(stem.with_suffix(".ids"), sentences)
-        _write(stem.with_suffix(".index"), [np.array([self._records[number] for number in by_key], INDEX_DTYPE).tobytes()])
+        _write(
+            stem.with_suffix(".index"),
+            [np.array([self._records[number] for number in by_key], INDEX_DTYPE).tobytes()],
+        )
         if self._signatures:
             _write(stem.with_suffix(".minhash"), [self._signatures[number].tobytes() for number in by_key])
         self.names.append(stem.name)

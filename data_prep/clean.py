@@ -66,7 +66,10 @@ def repair_unicode(text: str) -> str:
         return text
     import ftfy
 
-    return "".join(line if _is_surely_sound(line) else ftfy.fix_text(line, _ftfy_config()) for line in text.splitlines(keepends=True))
+    return "".join(
+        line if _is_surely_sound(line) else ftfy.fix_text(line, _ftfy_config())
+        for line in text.splitlines(keepends=True)
+    )
 
 
 def _is_surely_sound(text: str) -> bool:
@@ -88,7 +91,14 @@ def _mapped_characters() -> re.Pattern[str]:
     """Single characters that ftfy replaces or removes wherever they stand."""
     from ftfy import chardata
 
-    mapped = {*chardata.LIGATURES, *chardata.WIDTH_MAP, *chardata.CONTROL_CHARS, *range(0x80, 0xA0), 0x2028, 0x2029}
+    mapped = {
+        *chardata.LIGATURES,
+        *chardata.WIDTH_MAP,
+        *chardata.CONTROL_CHARS,
+        *range(0x80, 0xA0),
+        0x2028,
+        0x2029,
+    }
     singles = "".join(re.escape(chr(code)) for code in sorted(mapped) if code > 0x7F)
     return re.compile(f"[{singles}\ud800-\udfff]")
 

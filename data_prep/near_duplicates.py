@@ -70,7 +70,11 @@ def _band_entries(
 
 
 def _later_ones(
-    signatures: list[np.ndarray], keys: np.ndarray, documents: np.ndarray, places: np.ndarray, similarity: float
+    signatures: list[np.ndarray],
+    keys: np.ndarray,
+    documents: np.ndarray,
+    places: np.ndarray,
+    similarity: float,
 ) -> np.ndarray:
     """Of each group with one band key: the documents that are similar enough to the group's first."""
     by_key = np.lexsort((documents, keys))
@@ -85,7 +89,9 @@ def _later_ones(
 
 def _groups(keys: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, end) of each run of two or more equal values in a sorted array."""
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, int)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, int)
+    )
     ends = np.append(starts[1:], len(keys))
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         if end - start > 1:

@@ -8,6 +8,7 @@ import csv
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ class SampleCollector:
         if key[0] >= self._end_key or not self._limit:
             return
         folded = (" ".join(sentence.split()) for sentence in raw_sentences[: 2 * _SENTENCES_PER_DOCUMENT])
-        sentences = [sentence for sentence in folded if 0 < len(sentence) <= _CHARS_PER_SENTENCE][:_SENTENCES_PER_DOCUMENT]
+        sentences = [sentence for sentence in folded if 0 < len(sentence) <= _CHARS_PER_SENTENCE][
+            :_SENTENCES_PER_DOCUMENT
+        ]
         if len(sentences) < 2:
             return
         heapq.heappush(self._samples, (-key[0], -key[1], -order, sentences))
@@ -51,7 +54,9 @@ class SampleCollector:
         write_text_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_pair_task(folder: Path, samples: Sequence[Path], near_duplicates: np.ndarray, config: PairTaskConfig, seed: int) -> dict[str, int]:
+def write_pair_task(
+    folder: Path, samples: Sequence[Path], near_duplicates: np.ndarray, config: PairTaskConfig, seed: int
+) -> dict[str, int]:
     """Write ``train.csv`` and ``eval.csv`` with the columns text_a, text_b, label; labels are balanced.
 
     Args:
@@ -68,9 +73,11 @@ def write_pair_task(folder: Path, samples: Sequence[Path], near_duplicates: np.n
     counts = {}
     for number, (name, (part, num_pairs)) in enumerate(parts.items()):
         if len(part) < 2:
-            raise UserError(f"pair_task: {len(sentences)} held-out documents have two sentences or more, wanted at least 4; raise heldout_fraction")
+            raise UserError(
+                f"pair_task: {len(sentences)} held-out documents have two sentences or more, wanted at least 4; raise heldout_fraction"
+            )
         rows = _draw_pairs(part, num_pairs, np.random.default_rng([seed, number]))
-        write_atomically(folder / f"{name}.csv", lambda path, rows=rows: _write_csv(path, rows))
+        write_atomically(folder / f"{name}.csv", partial(_write_csv, rows))
         counts[name] = len(rows)
     return counts
 
@@ -93,7 +100,9 @@ def _read_samples(path: Path) -> Iterator[list[Any]]:
         yield from map(json.loads, lines)
 
 
-def _draw_pairs(sentences: list[list[str]], num_pairs: int, random: np.random.Generator) -> list[tuple[str, str, str]]:
+def _draw_pairs(
+    sentences: list[list[str]], num_pairs: int, random: np.random.Generator
+) -> list[tuple[str, str, str]]:
     rows = []
     for index in range(num_pairs):
         document = int(random.integers(len(sentences)))
@@ -107,7 +116,7 @@ def _draw_pairs(sentences: list[list[str]], num_pairs: int, random: np.random.Ge
     return rows
 
 
-def _write_csv(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+def _write_csv(rows: Iterable[tuple[str, str, str]], path: Path) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("text_a", "text_b", "label"))

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,18 @@ def make_plan(config: DataConfig, names: list[str], work: WorkFolder) -> Plan:
     if work.plan_file.is_file():
         return _read_plan(work)
     blocks = [Block(work.block(name)) for name in names]
-    near = find_near_duplicates(blocks, config.near_duplicates) if config.near_duplicates else np.zeros(0, np.uint64)
+    near = (
+        find_near_duplicates(blocks, config.near_duplicates)
+        if config.near_duplicates
+        else np.zeros(0, np.uint64)
+    )
     dropped = [Counter[str]() for _ in config.sources]
-    cutters = {split: ShardCutter(split, config.tokens_per_shard, *key_range(split, config.heldout_fraction)) for split in SPLITS}
+    cutters = {
+        split: ShardCutter(
+            split, config.rows_per_shard * config.max_length, *key_range(split, config.heldout_fraction)
+        )
+        for split in SPLITS
+    }
     for records in _sorted_parts(blocks):
         first = first_of_equals(records)
         near_duplicate = first & np.isin(records["order"], near)
@@ -83,7 +93,9 @@ def make_plan(config: DataConfig, names: list[str], work: WorkFolder) -> Plan:
             chosen &= copies > 0
             cutter.add(records["key"][chosen], (records["num_ids"] * copies)[chosen])
     least = 2 if config.objective == "mlm_nsp" else 1
-    shards = [shard for split in (HELDOUT, TRAIN) for shard in cutters[split].finish(least, config.heldout_fraction)]
+    shards = [
+        shard for split in (HELDOUT, TRAIN) for shard in cutters[split].finish(least, config.heldout_fraction)
+    ]
     plan = Plan(shards, names, [dict(counts) for counts in dropped], *_part_starts(blocks, shards), near)
     _write_plan(plan, work)
     return plan
@@ -111,7 +123,7 @@ def _sorted_parts(blocks: Sequence[Block]) -> Iterator[np.ndarray]:
     indices = [block.index() for block in blocks]
     num_parts = 1 + sum(map(len, indices)) // _DOCUMENTS_PER_PART
     edges = [part * _NUM_KEYS // num_parts for part in range(num_parts + 1)]
-    for first, end in zip(edges[:-1], edges[1:], strict=True):
+    for first, end in pairwise(edges):
         records = np.concatenate([index[_row(index, first) : _row(index, end)] for index in indices])
         yield records[np.lexsort((records["order"], records["tail"], records["key"]))]
 
@@ -176,10 +188,15 @@ class ShardCutter:
             rest += ends.pop()[1]
         ends.append((self.end_key, rest))
         firsts = [self.first_key, *(end for end, _ in ends)]
-        return [ShardPlan(self.split, number, firsts[number], end, documents) for number, (end, documents) in enumerate(ends)]
+        return [
+            ShardPlan(self.split, number, firsts[number], end, documents)
+            for number, (end, documents) in enumerate(ends)
+        ]
 
 
-def _part_starts(blocks: Sequence[Block], shards: list[ShardPlan]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _part_starts(
+    blocks: Sequence[Block], shards: list[ShardPlan]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each shard's part of each block begins: (rows, sentences, ids)."""
     edges = [*(shard.first_key for shard in shards), _NUM_KEYS]
     starts = np.zeros((3, len(blocks), len(edges)), np.int64)
@@ -193,17 +210,28 @@ def _part_starts(blocks: Sequence[Block], shards: list[ShardPlan]) -> tuple[np.n
 
 
 def _write_plan(plan: Plan, work: WorkFolder) -> None:
-    arrays = {name: getattr(plan, name) for name in ("first_rows", "first_sentences", "first_ids", "near_duplicates")}
+    arrays = {
+        name: getattr(plan, name)
+        for name in ("first_rows", "first_sentences", "first_ids", "near_duplicates")
+    }
 
     def write(temporary: Any) -> None:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)
 
     write_atomically(work.plan_arrays, write)
-    write_json_atomically(work.plan_file, {"shards": [asdict(shard) for shard in plan.shards], "blocks": plan.blocks, "dropped": plan.dropped})
+    write_json_atomically(
+        work.plan_file,
+        {"shards": [asdict(shard) for shard in plan.shards], "blocks": plan.blocks, "dropped": plan.dropped},
+    )
 
 
 def _read_plan(work: WorkFolder) -> Plan:
     described = json.loads(work.plan_file.read_text(encoding="utf-8"))
     with np.load(work.plan_arrays) as arrays:
-        return Plan([ShardPlan(**shard) for shard in described["shards"]], described["blocks"], described["dropped"], **arrays)
+        return Plan(
+            [ShardPlan(**shard) for shard in described["shards"]],
+            described["blocks"],
+            described["dropped"],
+            **arrays,
+        )

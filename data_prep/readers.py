@@ -66,7 +66,8 @@ class UnitReader:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
             message = f"not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}); convert the file to UTF-8"
-            return self._refuse(INVALID_UTF8, self._at(where, message))
+            self._refuse(INVALID_UTF8, self._at(where, message))
+            return None
 
     def parse(self, content: bytes, where: str) -> Any:
         """The JSON value, or None where it is not JSON and the policy is to skip."""
@@ -77,7 +78,8 @@ class UnitReader:
             return json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deeply")
-            return self._refuse(INVALID_ROW, self._at(where, f"not JSON ({reason}); one object a line is wanted"))
+            self._refuse(INVALID_ROW, self._at(where, f"not JSON ({reason}); one object a line is wanted"))
+            return None
 
     def text_of(self, row: Any, where: str) -> str | None:
         """The text field of a row, or None where it has none and the policy is to skip."""
@@ -85,10 +87,13 @@ class UnitReader:
             return text
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
         message = f"no text in field {self.source.text_field!r}; found {found}; set text_field to the field that holds the text"
-        return self._refuse(INVALID_ROW, self._at(where, message))
+        self._refuse(INVALID_ROW, self._at(where, message))
+        return None
 
     def _at(self, where: str, message: str) -> str:
-        return f"corpus {self.unit.origin!r}, {where}: {message}, or set bad_input=skip to leave such rows out"
+        return (
+            f"corpus {self.unit.origin!r}, {where}: {message}, or set bad_input=skip to leave such rows out"
+        )
 
     def _refuse(self, reason: str, message: str) -> None:
         if self.policy == "fail":
@@ -136,7 +141,9 @@ def _read_txt(reader: UnitReader) -> Iterator[str]:
         elif inside:
             where = where if block else _place(unit, line)
             size += reader.line_limit_bytes if line.content is None else len(line.content)
-            if size < reader.line_limit_bytes:  # beyond it the block is dropped as a whole: hold no more of it
+            if (
+                size < reader.line_limit_bytes
+            ):  # beyond it the block is dropped as a whole: hold no more of it
                 block.append(line.content or b"")
     yield from _finish_block(reader, block, size, where)
 
@@ -172,15 +179,19 @@ def _read_parquet(reader: UnitReader) -> Iterator[str]:
     with pq.ParquetFile(unit.origin) as file:
         if column not in file.schema_arrow.names:
             known = ", ".join(file.schema_arrow.names)
-            raise UserError(f"corpus file {unit.origin!r} has no column {column!r}; columns: {known}; set text_field")
+            raise UserError(
+                f"corpus file {unit.origin!r} has no column {column!r}; columns: {known}; set text_field"
+            )
         groups = range(unit.start, unit.stop or 0)
-        for batch in file.iter_batches(batch_size=_ROWS_PER_PARQUET_BATCH, row_groups=groups, columns=[column]):
+        for batch in file.iter_batches(
+            batch_size=_ROWS_PER_PARQUET_BATCH, row_groups=groups, columns=[column]
+        ):
             for text in batch.column(0).to_pylist():
                 yield text or ""
 
 
 def _read_hub(reader: UnitReader) -> Iterator[str]:
-    from .hub import read_hub_rows
+    from .sources import read_hub_rows
 
     for number, row in enumerate(read_hub_rows(reader.unit, reader.source), start=1):
         if (text := reader.text_of(row, f"row {number}")) is not None:

@@ -13,7 +13,13 @@ from .splits import SPLITS
 from .units import Unit
 
 
-def build_report(config: DataConfig, units: Sequence[Unit], unit_records: list[dict[str, Any]], plan: Plan, shard_records: list[dict[str, Any]]) -> dict[str, Any]:
+def build_report(
+    config: DataConfig,
+    units: Sequence[Unit],
+    unit_records: list[dict[str, Any]],
+    plan: Plan,
+    shard_records: list[dict[str, Any]],
+) -> dict[str, Any]:
     """Merge the records of all units and shards.
 
     Keys: ``dropped`` (reason -> documents), ``sources`` (one entry each), ``train`` and ``heldout`` (see
@@ -24,7 +30,10 @@ def build_report(config: DataConfig, units: Sequence[Unit], unit_records: list[d
     for unit, record in zip(units, unit_records, strict=True):
         dropped[unit.source].update(record["dropped"])
         read[unit.source].update(documents=record["documents"], chars=record["chars"])
-    tokens = [sum(record["text_tokens_by_source"][number] for record in shard_records) for number in range(len(config.sources))]
+    tokens = [
+        sum(record["text_tokens_by_source"][number] for record in shard_records)
+        for number in range(len(config.sources))
+    ]
     sources = [
         {
             "source": source.title,
@@ -41,7 +50,10 @@ def build_report(config: DataConfig, units: Sequence[Unit], unit_records: list[d
     return {
         "dropped": dict(sorted(sum(dropped, Counter[str]()).items())),
         "sources": sources,
-        **{split: _describe_split([record for record in shard_records if record["split"] == split], config) for split in SPLITS},
+        **{
+            split: _describe_split([record for record in shard_records if record["split"] == split], config)
+            for split in SPLITS
+        },
         "notes": [note for record in unit_records for note in record["notes"]],
     }
 
@@ -61,7 +73,9 @@ def _describe_split(records: list[dict[str, Any]], config: DataConfig) -> dict[s
         "tokens": tokens,
         "max_length": config.max_length,
         "padding_share": round(1 - tokens / (rows * config.max_length), 6),
-        "length_histogram": [sum(counts) for counts in zip(*(record["length_histogram"] for record in records), strict=True)],
+        "length_histogram": [
+            sum(counts) for counts in zip(*(record["length_histogram"] for record in records), strict=True)
+        ],
     }
     if config.objective == "mlm_nsp":
         described["random_next_share"] = round(sum(record["random_next"] for record in records) / rows, 6)

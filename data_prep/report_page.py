@@ -23,7 +23,11 @@ def render_page(report: dict[str, Any]) -> str:
     if report["notes"]:
         parts.append("<h2>Damaged files</h2>" + "".join(f"<p>{escape(note)}</p>" for note in report["notes"]))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Shards</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>Token shards</h1>\n' + "\n".join(parts) + "\n</body></html>\n"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>Token shards</h1>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -31,14 +35,27 @@ def _summary(report: dict[str, Any]) -> str:
     for split in SPLITS:
         numbers = report[split]
         balance = numbers.get("random_next_share")
-        cells = [numbers["documents"], numbers["shards"], numbers["rows"], numbers["tokens"], _percent(numbers["padding_share"])]
+        cells = [
+            numbers["documents"],
+            numbers["shards"],
+            numbers["rows"],
+            numbers["tokens"],
+            _percent(numbers["padding_share"]),
+        ]
         rows.append([split, *cells, "no pairs" if balance is None else _percent(balance)])
     return _table(["", "documents", "shards", "rows", "tokens", "padding", "random next"], rows)
 
 
 def _sources(report: dict[str, Any]) -> str:
     rows = [
-        [entry["source"], entry["license"], entry["weight"], entry["documents_after_cleaning"], entry["text_tokens"], _percent(entry["share_of_tokens"])]
+        [
+            entry["source"],
+            entry["license"],
+            entry["weight"],
+            entry["documents_after_cleaning"],
+            entry["text_tokens"],
+            _percent(entry["share_of_tokens"]),
+        ]
         for entry in report["sources"]
     ]
     return "<h2>Sources</h2>" + _table(["source", "licence", "weight", "documents", "tokens", "share"], rows)

@@ -42,19 +42,28 @@ class ShardDocuments:
     copies: np.ndarray
 
 
-def build_shard(config: DataConfig, plan: Plan, position: int, tokenizer: Tokenizer, work: WorkFolder) -> dict[str, Any]:
+def build_shard(
+    config: DataConfig, plan: Plan, position: int, tokenizer: Tokenizer, work: WorkFolder
+) -> dict[str, Any]:
     """Write shard ``position`` of the plan and return (and write last) its record."""
     shard = plan.shards[position]
     documents = load_documents(config, plan, position, id_dtype(tokenizer.vocab_size), work)
     columns = build_rows(documents, config, shard, tokenizer)
     path = work.shard_file(shard.split, shard.number)
     entry = write_shard(path, columns, tokenizer.vocab_size)
-    record = {"split": shard.split, "number": shard.number, "file": entry, **_statistics(columns, documents, config)}
+    record = {
+        "split": shard.split,
+        "number": shard.number,
+        "file": entry,
+        **_statistics(columns, documents, config),
+    }
     write_json_atomically(work.shard_record(shard.split, shard.number), record)
     return record
 
 
-def load_documents(config: DataConfig, plan: Plan, position: int, dtype: np.dtype, work: WorkFolder) -> ShardDocuments:
+def load_documents(
+    config: DataConfig, plan: Plan, position: int, dtype: np.dtype, work: WorkFolder
+) -> ShardDocuments:
     """Gather one shard's documents from all blocks and leave out what the plan leaves out."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number, name in enumerate(plan.blocks):
@@ -80,14 +89,21 @@ def load_documents(config: DataConfig, plan: Plan, position: int, dtype: np.dtyp
     copies = num_copies(ordered, config, plan.shards[position].split)
     kept = first_of_equals(ordered) & ~np.isin(ordered["order"], plan.near_duplicates) & (copies > 0)
     chosen = by_key[kept]
-    lengths = [all_lengths[start : start + count] for start, count in zip(first_sentences[chosen], records["num_sentences"][chosen], strict=True)]
+    lengths = [
+        all_lengths[start : start + count]
+        for start, count in zip(first_sentences[chosen], records["num_sentences"][chosen], strict=True)
+    ]
     return ShardDocuments(all_ids, ordered[kept], first_ids[chosen], lengths, copies[kept])
 
 
-def build_rows(documents: ShardDocuments, config: DataConfig, shard: ShardPlan, tokenizer: Tokenizer) -> RowColumns:
+def build_rows(
+    documents: ShardDocuments, config: DataConfig, shard: ShardPlan, tokenizer: Tokenizer
+) -> RowColumns:
     """Cut the documents into rows and put [CLS] and [SEP] in place."""
-    ids = memoryview(documents.ids)
-    cls, sep = (np.array([token], documents.ids.dtype).tobytes() for token in (tokenizer.cls_id, tokenizer.sep_id))
+    ids = documents.ids.data
+    cls, sep = (
+        np.array([token], documents.ids.dtype).tobytes() for token in (tokenizer.cls_id, tokenizer.sep_id)
+    )
     packed = bytearray()
     lengths: list[int] = []
     segment_b_starts: list[int] = []
@@ -104,7 +120,10 @@ def build_rows(documents: ShardDocuments, config: DataConfig, shard: ShardPlan, 
         lengths.append(length_a + 2 + (length_b + 1 if length_b else 0))
         labels.append(span.label)
     return RowColumns(
-        np.frombuffer(packed, documents.ids.dtype), np.array(lengths, np.int64), np.array(segment_b_starts, np.uint16), np.array(labels, np.uint8)
+        np.frombuffer(packed, documents.ids.dtype),
+        np.array(lengths, np.int64),
+        np.array(segment_b_starts, np.uint16),
+        np.array(labels, np.uint8),
     )
 
 
@@ -129,7 +148,9 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 def _statistics(columns: RowColumns, documents: ShardDocuments, config: DataConfig) -> dict[str, Any]:
     used = (documents.records["num_ids"] * documents.copies).astype(np.int64)
-    by_source = [int(used[documents.records["source"] == number].sum()) for number in range(len(config.sources))]
+    by_source = [
+        int(used[documents.records["source"] == number].sum()) for number in range(len(config.sources))
+    ]
     histogram, _ = np.histogram(columns.lengths, bins=HISTOGRAM_BINS, range=(0, config.max_length))
     return {
         "documents": int(documents.copies.sum()),

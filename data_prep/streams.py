@@ -20,7 +20,12 @@ def _open_zst(path: Path) -> Any:
     return zstandard.open(path, "rb")
 
 
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zst}
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": _open_zst,
+}
 COMPRESSED_SUFFIXES = tuple(_OPENERS)
 
 

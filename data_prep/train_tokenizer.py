@@ -17,7 +17,7 @@ from .clean import clean_text, reason_to_drop
 from .config import TokenizerConfig
 from .readers import UnitReader
 from .sentences import split_sentences
-from .units import list_units
+from .sources import list_units
 from .wordpiece import learn_vocabulary
 
 _PAD, _UNK, _CLS, _SEP, _MASK = SPECIAL_TOKENS
@@ -44,7 +44,9 @@ def _train_wordpiece(config: TokenizerConfig, folder: Path) -> None:
         words, special_tokens=SPECIAL_TOKENS, vocab_size=config.vocab_size, min_frequency=config.min_frequency
     )
     write_text_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token in tokens))
-    backend = wordpiece_backend({token: number for number, token in enumerate(tokens)}, lowercase=config.lowercase)
+    backend = wordpiece_backend(
+        {token: number for number, token in enumerate(tokens)}, lowercase=config.lowercase
+    )
     write_text_atomically(folder / "tokenizer.json", backend.to_str(pretty=True))
 
 
@@ -60,7 +62,9 @@ def count_words(config: TokenizerConfig) -> Counter[str]:
     for text in _documents(config):
         pieces.update(text.split())
         if len(pieces) > 2 * config.max_words:
-            pieces = Counter(dict(sorted(pieces.items(), key=lambda item: (-item[1], item[0]))[: config.max_words]))
+            pieces = Counter(
+                dict(sorted(pieces.items(), key=lambda item: (-item[1], item[0]))[: config.max_words])
+            )
     normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
@@ -93,23 +97,32 @@ def _train_sentencepiece(config: TokenizerConfig, folder: Path) -> None:
             shuffle_input_sentence=False,
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:  # the trainer reports a vocabulary that the text cannot fill this way
+    except (
+        RuntimeError,
+        OSError,
+    ) as error:  # the trainer reports a vocabulary that the text cannot fill this way
         reason = " ".join(str(error).split())
-        raise UserError(f"SentencePiece cannot train vocab_size={config.vocab_size} on this corpus: {reason}") from error
+        raise UserError(
+            f"SentencePiece cannot train vocab_size={config.vocab_size} on this corpus: {reason}"
+        ) from error
     write_atomically(folder / SENTENCEPIECE_FILE, lambda path: path.write_bytes(model.getvalue()))
 
 
 def _sample_sentences(config: TokenizerConfig) -> list[str]:
     """``max_sentences`` of the corpus, each with the same probability (reservoir sampling), all if there are fewer."""
     stream = random.Random(config.seed)
-    sentences = (sentence for text in _documents(config) for sentence in split_sentences(text, config.language))
+    sentences = (
+        sentence for text in _documents(config) for sentence in split_sentences(text, config.language)
+    )
     sample = list(islice(sentences, config.max_sentences))
     for number, sentence in enumerate(sentences, start=len(sample) + 1):
         place = int(stream.random() * number)
         if place < len(sample):
             sample[place] = sentence
     if not sample:
-        raise UserError("the corpus has no sentence after cleaning; check the paths, the text field and the clean section")
+        raise UserError(
+            "the corpus has no sentence after cleaning; check the paths, the text field and the clean section"
+        )
     return sample
 
 

@@ -49,24 +49,6 @@ class Unit:
         return f"{self.origin}{covered}"
 
 
-def list_units(sources: list[SourceConfig], *, range_bytes: int = RANGE_BYTES) -> list[Unit]:
-    """All units of all sources, in the order of the config and of the file names.
-
-    Raises:
-        UserError: a source has no file, a file is of an unknown kind, or a dataset cannot be opened.
-    """
-    units: list[Unit] = []
-    for number, source in enumerate(sources):
-        if source.dataset is not None:
-            from .hub import list_hub_units
-
-            units.extend(list_hub_units(number, source))
-        else:
-            for path in source_files(source):
-                units.extend(_file_units(number, path, range_bytes))
-    return units
-
-
 def source_files(source: SourceConfig) -> list[Path]:
     """The local files of a source, sorted by name.
 
@@ -85,7 +67,9 @@ def source_files(source: SourceConfig) -> list[Path]:
         root = Path(path.anchor or ".")
         files = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
     if not files:
-        raise UserError(f"corpus {source.path!r}: no file there; give a file, a glob or a folder of {_wanted_kinds()}")
+        raise UserError(
+            f"corpus {source.path!r}: no file there; give a file, a glob or a folder of {_wanted_kinds()}"
+        )
     return files
 
 
@@ -97,7 +81,8 @@ def file_kind(path: Path) -> str:
     return suffixes[-1].lstrip(".") if suffixes else ""
 
 
-def _file_units(source: int, path: Path, range_bytes: int) -> list[Unit]:
+def file_units(source: int, path: Path, range_bytes: int) -> list[Unit]:
+    """The units of one file of source number ``source``."""
     kind = file_kind(path)
     if kind not in KINDS:
         raise UserError(f"corpus file {str(path)!r}: unknown kind {kind!r}; wanted {_wanted_kinds()}")
@@ -107,7 +92,9 @@ def _file_units(source: int, path: Path, range_bytes: int) -> list[Unit]:
         return Unit(source, kind, str(path), start, stop, num_bytes, str(status.st_mtime_ns))
 
     if kind == "parquet":
-        return [unit(start, stop, num_bytes) for start, stop, num_bytes in _row_group_ranges(path, range_bytes)]
+        return [
+            unit(start, stop, num_bytes) for start, stop, num_bytes in _row_group_ranges(path, range_bytes)
+        ]
     if kind == "json" or path.suffix in COMPRESSED_SUFFIXES or status.st_size <= range_bytes:
         return [unit(0, None, status.st_size)]
     starts = range(0, status.st_size, range_bytes)
@@ -122,7 +109,9 @@ def _row_group_ranges(path: Path, range_bytes: int) -> list[tuple[int, int, int]
     try:
         metadata = pq.ParquetFile(path).metadata
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"corpus file {str(path)!r} is not a whole parquet file ({error}); copy it again") from error
+        raise UserError(
+            f"corpus file {str(path)!r} is not a whole parquet file ({error}); copy it again"
+        ) from error
     ranges = []
     start, size = 0, 0
     for group in range(metadata.num_row_groups):

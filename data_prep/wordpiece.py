@@ -19,7 +19,9 @@ _MAX_ALPHABET = 1000
 Pair = tuple[str, str]
 
 
-def learn_vocabulary(words: Mapping[str, int], *, special_tokens: Sequence[str], vocab_size: int, min_frequency: int) -> list[str]:
+def learn_vocabulary(
+    words: Mapping[str, int], *, special_tokens: Sequence[str], vocab_size: int, min_frequency: int
+) -> list[str]:
     """Tokens in the order of their ids: special tokens, the alphabet, and merged tokens as they were found.
 
     Args:
@@ -34,11 +36,20 @@ def learn_vocabulary(words: Mapping[str, int], *, special_tokens: Sequence[str],
         for character in word:
             characters[character] += count
     kept = set(sorted(characters, key=lambda character: (-characters[character], character))[:_MAX_ALPHABET])
-    usable = {word: count for word, count in words.items() if len(word) <= _LONGEST_WORD_CHARS and kept.issuperset(word)}
+    usable = {
+        word: count
+        for word, count in words.items()
+        if len(word) <= _LONGEST_WORD_CHARS and kept.issuperset(word)
+    }
     if not usable:
-        raise UserError("the corpus has no word after cleaning; check the paths, the text field and the clean section")
+        raise UserError(
+            "the corpus has no word after cleaning; check the paths, the text field and the clean section"
+        )
     merges = _Merges(usable)
-    tokens = [*special_tokens, *sorted({symbol for symbols in merges.words for symbol in symbols} - set(special_tokens))]
+    tokens = [
+        *special_tokens,
+        *sorted({symbol for symbols in merges.words for symbol in symbols} - set(special_tokens)),
+    ]
     if len(tokens) > vocab_size:
         raise UserError(
             f"vocab_size={vocab_size} is below the {len(tokens)} special tokens and characters of this corpus; "
@@ -73,7 +84,9 @@ class _Merges:
         """The most frequent pair, the first in code point order of several; None below ``min_frequency``."""
         while self._heap:
             negative, pair = heapq.heappop(self._heap)
-            if -negative == self._pairs.get(pair):  # else the count has changed since, and a newer entry is there
+            if -negative == self._pairs.get(
+                pair
+            ):  # else the count has changed since, and a newer entry is there
                 return pair if -negative >= min_frequency else None
         return None
 

@@ -29,7 +29,9 @@ class WorkFolder:
     def __init__(self, output: Path) -> None:
         self.root = output.with_name(f".{output.name}.work")
 
-    def open(self, config: DataConfig, tokenizer_fingerprint: str, units: Sequence[Unit], *, discard_other: bool) -> None:
+    def open(
+        self, config: DataConfig, tokenizer_fingerprint: str, units: Sequence[Unit], *, discard_other: bool
+    ) -> None:
         """Create the folder, or check that what is there belongs to the same build.
 
         A file of the corpus that changed since is read again; the others are not.
@@ -59,7 +61,9 @@ class WorkFolder:
             elif found_stamps == stamps:
                 return
             else:
-                self._forget_units([number for number, stamp in enumerate(stamps) if stamp != found_stamps[number]])
+                self._forget_units(
+                    [number for number, stamp in enumerate(stamps) if stamp != found_stamps[number]]
+                )
         for folder in ("units", "blocks", "samples", "shards"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         write_json_atomically(marker, {**described, "stamps": stamps})

@@ -20,7 +20,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_steps(function: Callable[..., Any], steps: Sequence[tuple[Any, ...]], *, workers: int, work_folder: Path) -> Iterator[Any]:
+def run_steps(
+    function: Callable[..., Any], steps: Sequence[tuple[Any, ...]], *, workers: int, work_folder: Path
+) -> Iterator[Any]:
     """Call ``function`` with the arguments of each step and yield the results as they come.
 
     With one worker or one step nothing is spawned. ``function`` and its arguments must pickle.
@@ -41,7 +43,7 @@ def run_steps(function: Callable[..., Any], steps: Sequence[tuple[Any, ...]], *,
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed, most likely for memory; use fewer --workers, or a smaller tokens_per_shard or "
+                "a worker process was killed, most likely for memory; use fewer --workers, or a smaller rows_per_shard or "
                 "clean.max_chars, and run the same command again: what is finished is kept"
             ) from error
         finally:
@@ -65,4 +67,9 @@ def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -27,8 +27,9 @@ from .reading import read_unit
 from .report import build_report
 from .report_page import render_page
 from .rows import build_shard
+from .sources import list_units
 from .splits import SPLITS
-from .units import Unit, list_units
+from .units import Unit
 from .work_folder import WorkFolder
 from .workers import run_steps, usable_cores
 
@@ -91,7 +92,9 @@ def build_share(config: DataConfig, share: Share, *, workers: int | None = None)
 
 def _refuse_existing(config: DataConfig, replace: bool) -> None:
     if Path(config.output).exists() and not replace:
-        raise UserError(f"output {config.output!r} already exists; choose another output=..., or pass --replace to build it again")
+        raise UserError(
+            f"output {config.output!r} already exists; choose another output=..., or pass --replace to build it again"
+        )
 
 
 def open_build(config: DataConfig, *, discard_other: bool, workers: int | None) -> Build:
@@ -127,7 +130,9 @@ def _read_units(build: Build, share: Share) -> list[dict[str, Any]]:
 
 
 def _build_shards(build: Build, plan: Plan, share: Share) -> list[dict[str, Any]]:
-    missing = [position for position in range(len(plan.shards)) if _finished_shard(build, plan, position) is None]
+    missing = [
+        position for position in range(len(plan.shards)) if _finished_shard(build, plan, position) is None
+    ]
     mine = [position for position in missing if position % share.count == share.index]
     steps = [(build.config, position, build.work) for position in mine]
     _run(build, "built", _build_one, steps, len(plan.shards) - len(missing), len(plan.shards))
@@ -140,9 +145,18 @@ def _build_one(config: DataConfig, position: int, work: WorkFolder) -> dict[str,
     return build_shard(config, make_plan(config, [], work), position, load_tokenizer(config.tokenizer), work)
 
 
-def _run(build: Build, verb: str, function: Callable[..., Any], steps: list[tuple[Any, ...]], before: int, total: int) -> None:
+def _run(
+    build: Build,
+    verb: str,
+    function: Callable[..., Any],
+    steps: list[tuple[Any, ...]],
+    before: int,
+    total: int,
+) -> None:
     started = time.monotonic()
-    for number, _ in enumerate(run_steps(function, steps, workers=build.workers, work_folder=build.work.root), start=1):
+    for number, _ in enumerate(
+        run_steps(function, steps, workers=build.workers, work_folder=build.work.root), start=1
+    ):
         things = "units" if verb == "read" else "shards"
         log(f"{verb} {before + number} of {total} {things}, {time.monotonic() - started:.1f} s")
 
@@ -167,7 +181,14 @@ def _finished_shard(build: Build, plan: Plan, position: int) -> dict[str, Any] |
     return record if record and path.is_file() and path.stat().st_size == record["file"]["bytes"] else None
 
 
-def _publish(build: Build, unit_records: list[dict[str, Any]], plan: Plan, shard_records: list[dict[str, Any]], *, replace: bool) -> dict[str, Any]:
+def _publish(
+    build: Build,
+    unit_records: list[dict[str, Any]],
+    plan: Plan,
+    shard_records: list[dict[str, Any]],
+    *,
+    replace: bool,
+) -> dict[str, Any]:
     config = build.config
     report = build_report(config, build.units, unit_records, plan, shard_records)
     provenance = {"config": config.model_dump(mode="json"), "sources": _describe_sources(build)}
@@ -182,11 +203,18 @@ def _publish(build: Build, unit_records: list[dict[str, Any]], plan: Plan, shard
                 os.link(build.work.shard_file(split, record["number"]), folder / name)
                 entries.append({**record["file"], "name": name})
             write_manifest(
-                folder, entries, tokenizer=build.tokenizer, max_length=config.max_length, nsp=config.objective == "mlm_nsp", provenance=provenance
+                folder,
+                entries,
+                tokenizer=build.tokenizer,
+                max_length=config.max_length,
+                nsp=config.objective == "mlm_nsp",
+                provenance=provenance,
             )
         if config.pair_task is not None:
             samples = [build.work.sample_file(number) for number in range(len(build.units))]
-            report["pair_task"] = write_pair_task(temporary / "pair_task", samples, plan.near_duplicates, config.pair_task, config.seed)
+            report["pair_task"] = write_pair_task(
+                temporary / "pair_task", samples, plan.near_duplicates, config.pair_task, config.seed
+            )
         dump_config(config, temporary / "config.yaml")
         write_json_atomically(temporary / "report.json", report)
         write_text_atomically(temporary / "report.html", render_page(report))

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, streamed: the one door to `datasets`."""
+"""The units of all sources; and datasets of the Hugging Face hub, streamed: the one door to `datasets`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +7,26 @@ from typing import Any
 from bitbert.errors import UserError
 
 from .config import SourceConfig
-from .units import Unit
+from .units import RANGE_BYTES, Unit, file_units, source_files
 
 
-def list_hub_units(source_index: int, source: SourceConfig) -> list[Unit]:
+def list_units(sources: list[SourceConfig], *, range_bytes: int = RANGE_BYTES) -> list[Unit]:
+    """All units of all sources, in the order of the config and of the file names.
+
+    Raises:
+        UserError: a source has no file, a file is of an unknown kind, or a dataset cannot be opened.
+    """
+    units: list[Unit] = []
+    for number, source in enumerate(sources):
+        if source.dataset is not None:
+            units.extend(_hub_units(number, source))
+        else:
+            for path in source_files(source):
+                units.extend(file_units(number, path, range_bytes))
+    return units
+
+
+def _hub_units(source_index: int, source: SourceConfig) -> list[Unit]:
     """One unit for each shard of the dataset, pinned to the commit it has now.
 
     Raises:
@@ -19,7 +35,9 @@ def list_hub_units(source_index: int, source: SourceConfig) -> list[Unit]:
     assert source.dataset is not None
     commit = _resolve_commit(source)
     num_shards = _open(source, commit).num_shards
-    return [Unit(source_index, "hub", source.dataset, shard, num_shards, 0, commit) for shard in range(num_shards)]
+    return [
+        Unit(source_index, "hub", source.dataset, shard, num_shards, 0, commit) for shard in range(num_shards)
+    ]
 
 
 def read_hub_rows(unit: Unit, source: SourceConfig) -> Iterator[Any]:
@@ -33,7 +51,9 @@ def _open(source: SourceConfig, commit: str) -> Any:
 
     revision = None if commit == "local" else commit
     try:
-        return load_dataset(source.dataset, source.name, split=source.split, revision=revision, streaming=True)
+        return load_dataset(
+            source.dataset, source.name, split=source.split, revision=revision, streaming=True
+        )
     except Exception as error:  # offline, unknown id, script-based: the hub raises many kinds
         raise _refusal(source, error) from error
 
