@@ -22,6 +22,7 @@ _SCRIPT_RANGES = {
     "kana": "\u3040-\u30ff\u31f0-\u31ff",
     "han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ebef",
 }
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ASCII = bytes(range(0x80))
 _ASCII_LETTERS = string.ascii_letters.encode()
@@ -52,7 +53,7 @@ def reason_to_drop(text: str, config: CleanConfig) -> str | None:
         encoded = stripped.encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
         return INVALID_UTF8
-    letters, visible, wanted = _count_letters(encoded, tuple(config.scripts))
+    letters, visible, wanted = _count_letters(encoded, config.scripts)
     if letters < config.min_letter_share * visible:
         return FEW_LETTERS
     if config.scripts and wanted < config.min_script_share * letters:
@@ -66,10 +67,8 @@ def repair_unicode(text: str) -> str:
         return text
     import ftfy
 
-    return "".join(
-        line if _is_surely_sound(line) else ftfy.fix_text(line, _ftfy_config())
-        for line in text.splitlines(keepends=True)
-    )
+    lines = _LINE.findall(text)
+    return "".join(line if _is_surely_sound(line) else ftfy.fix_text(line, _ftfy_config()) for line in lines)
 
 
 def _is_surely_sound(text: str) -> bool:

@@ -64,7 +64,7 @@ class CleanConfig(FrozenConfig):
     min_letter_share: Annotated[
         float, Field(ge=0, le=1, description="letters among the characters that are not white space")
     ] = 0.5
-    scripts: Annotated[list[Script], Field(description="scripts of the wanted language; empty: any")] = Field(default_factory=list)
+    scripts: Annotated[tuple[Script, ...], Field(description="of the wanted language; empty: any")] = ()
     min_script_share: Annotated[
         float, Field(ge=0, le=1, description="letters of those scripts among all letters")
     ] = 0.5

@@ -12,19 +12,50 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _BUFFER_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 14  # small: it may unpack to a thousand times as much
 
 
-def _open_zst(path: Path) -> Any:
-    import zstandard
+class _ZstdStream(io.RawIOBase):
+    """Decompressed bytes of a .zst file; unlike zstandard's own reader it tells a truncated file from a whole one."""
 
-    return zstandard.open(path, "rb")
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._file = open(path, "rb")  # noqa: SIM115 - closed in close()
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame = self._new_frame()
+        self._is_inside = False
+        self._pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._is_inside = self._new_frame(), False
+            packed = packed or self._file.read(_PACKED_BYTES)
+            if not packed:
+                if self._is_inside:
+                    raise EOFError("compressed file ended before its end mark")
+                return 0
+            self._is_inside = True
+            self._pending = self._frame.decompress(packed)
+        count = min(len(buffer), len(self._pending))
+        buffer[:count], self._pending = self._pending[:count], self._pending[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
-    ".zst": _open_zst,
+    ".zst": _ZstdStream,
 }
 COMPRESSED_SUFFIXES = tuple(_OPENERS)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bitbert.errors import UserError
 
@@ -20,34 +20,51 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_steps(
-    function: Callable[..., Any], steps: Sequence[tuple[Any, ...]], *, workers: int, work_folder: Path
-) -> Iterator[Any]:
-    """Call ``function`` with the arguments of each step and yield the results as they come.
+class WorkerPool:
+    """Runs steps of a build; a context manager. Processes start with the first steps that need them.
 
-    With one worker or one step nothing is spawned. ``function`` and its arguments must pickle.
-
-    Raises:
-        UserError: a step's own, a full disk, or a worker that the system killed. Steps that ended stay done.
+    Args:
+        workers: most processes at a time; with 1 nothing is spawned.
+        work_folder: named in the message of a full disk.
     """
-    if workers == 1 or len(steps) <= 1:
-        for step in steps:
-            yield _guarded(function, work_folder, *step)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(steps)), mp_context=context, initializer=_start_worker) as pool:
-        pending = {pool.submit(_guarded, function, work_folder, *step) for step in steps}
+
+    def __init__(self, workers: int, work_folder: Path) -> None:
+        self._workers = workers
+        self._work_folder = work_folder
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[..., Any], steps: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Call ``function`` with the arguments of each step and yield the results as they come.
+
+        ``function`` and its arguments must pickle.
+
+        Raises:
+            UserError: a step's own, a full disk, or a worker that the system killed. Steps that ended stay done.
+        """
+        if self._workers == 1 or len(steps) <= 1:
+            for step in steps:
+                yield _guarded(function, self._work_folder, *step)
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
         try:
+            pending = {self._pool.submit(_guarded, function, self._work_folder, *step) for step in steps}
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed, most likely for memory; use fewer --workers, or a smaller rows_per_shard or "
-                "clean.max_chars, and run the same command again: what is finished is kept"
+                "a worker process was killed, most likely for memory; use fewer --workers, or a smaller "
+                "rows_per_shard or clean.max_chars, and run the same command again: what is finished is kept"
             ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _guarded(function: Callable[..., Any], work_folder: Path, *arguments: Any) -> Any:

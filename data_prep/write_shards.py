@@ -31,7 +31,7 @@ from .sources import list_units
 from .splits import SPLITS
 from .units import Unit
 from .work_folder import WorkFolder
-from .workers import run_steps, usable_cores
+from .workers import WorkerPool, usable_cores
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Build:
     units: list[Unit]
     tokenizer: Tokenizer
     work: WorkFolder
-    workers: int
+    pool: WorkerPool
 
 
 def build_shards(config: DataConfig, *, replace: bool = False, workers: int | None = None) -> dict[str, Any]:
@@ -64,9 +64,10 @@ def build_shards(config: DataConfig, *, replace: bool = False, workers: int | No
     """
     _refuse_existing(config, replace)
     build = open_build(config, discard_other=replace, workers=workers)
-    unit_records = _read_units(build, Share())
-    plan = _plan(build, unit_records)
-    shard_records = _build_shards(build, plan, Share())
+    with build.pool:
+        unit_records = _read_units(build, Share())
+        plan = _plan(build, unit_records)
+        shard_records = _build_shards(build, plan, Share())
     report = _publish(build, unit_records, plan, shard_records, replace=replace)
     build.work.remove()
     return report
@@ -80,13 +81,14 @@ def build_share(config: DataConfig, share: Share, *, workers: int | None = None)
     """
     build = open_build(config, discard_other=False, workers=workers)
     if _unread(build):
-        _read_units(build, share)
+        with build.pool:
+            _read_units(build, share)
         unread = len(_unread(build))
         if unread:
             return f"{unread} of {len(build.units)} units are still unread; run the other tasks, then bitbert-data finish"
         return "all units are read; run bitbert-data finish, or these tasks once more to cut the shards in parallel as well"
-    plan = _plan(build, _records(build))
-    _build_shards(build, plan, share)
+    with build.pool:
+        _build_shards(build, _plan(build, _records(build)), share)
     return "this task's shards are built; run bitbert-data finish when all tasks have ended"
 
 
@@ -117,7 +119,7 @@ def open_build(config: DataConfig, *, discard_other: bool, workers: int | None) 
     units = list_units(config.sources)
     work = WorkFolder(Path(config.output))
     work.open(config, tokenizer.fingerprint, units, discard_other=discard_other)
-    return Build(config, units, tokenizer, work, workers or usable_cores())
+    return Build(config, units, tokenizer, work, WorkerPool(workers or usable_cores(), work.root))
 
 
 def _read_units(build: Build, share: Share) -> list[dict[str, Any]]:
@@ -154,9 +156,7 @@ def _run(
     total: int,
 ) -> None:
     started = time.monotonic()
-    for number, _ in enumerate(
-        run_steps(function, steps, workers=build.workers, work_folder=build.work.root), start=1
-    ):
+    for number, _ in enumerate(build.pool.run(function, steps), start=1):
         things = "units" if verb == "read" else "shards"
         log(f"{verb} {before + number} of {total} {things}, {time.monotonic() - started:.1f} s")
 
