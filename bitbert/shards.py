@@ -1,12 +1,14 @@
 """Contract 1: token shards, Arrow files that `datasets`, pandas and DuckDB open without our code.
 
-A shard folder holds ``shard-00000.arrow``, ... (Arrow IPC file format) and ``manifest.json``. docs/format-shards.md
-is the specification. Rows are unmasked and unpadded: masking happens when a batch is made, from (seed, epoch, row).
+A shard folder holds ``shard-00000.arrow``, ... (Arrow IPC file format) and ``manifest.json``.
+docs/format-shards.md is the specification. Rows are unmasked and unpadded: masking happens when a batch is
+made, from (seed, epoch, row).
 
 Columns of a row:
     input_ids           list<uint16>, or list<uint32> for a vocabulary above 65,536: [CLS] A [SEP] B [SEP]
     segment_b_start     uint16: first position of B; equals the row's length when there is no B
-    next_sentence_label uint8: 0 = B follows A in the text, 1 = B comes from another document (HF's convention)
+    next_sentence_label uint8: 0 = B follows A in the text, 1 = B comes from another document (HF's
+        convention)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -126,9 +128,7 @@ def write_shards(
     while chunk := list(islice(pending, rows_per_shard)):
         path = folder / f"shard-{len(files):05d}.arrow"
         files.append(write_shard(path, _columns(chunk, tokenizer.vocab_size), tokenizer.vocab_size))
-    return write_manifest(
-        folder, files, tokenizer=tokenizer, max_length=max_length, nsp=nsp, provenance=provenance
-    )
+    return write_manifest(folder, files, tokenizer=tokenizer, max_length=max_length, nsp=nsp, provenance=provenance)
 
 
 def write_manifest(
@@ -182,21 +182,19 @@ class ShardReader:
 
     Args:
         verify_hashes: read each file once and compare its sha256 with the manifest.
-        bad_shards: ``"fail"`` refuses a folder with a missing or damaged file; ``"skip"`` leaves the rows of such a
-            file out, and names it in ``skipped``. Rows behind it move up, so the order of an epoch is another one:
-            it is a way to go on, not a way to repeat a run.
+        bad_shards: ``"fail"`` refuses a folder with a missing or damaged file; ``"skip"`` leaves the rows of
+            such a file out, and names it in ``skipped``. Rows behind it move up, so the order of an epoch is
+            another one: it is a way to go on, not a way to repeat a run.
 
     Attributes:
         skipped: one message for each file that was left out.
 
     Raises:
-        UserError: the folder or manifest is missing or of another format or holds no rows, or, under ``"fail"``,
-            a file's size or hash differs from the manifest.
+        UserError: the folder or manifest is missing or of another format or holds no rows, or, under
+            ``"fail"``, a file's size or hash differs from the manifest.
     """
 
-    def __init__(
-        self, folder: str | Path, *, verify_hashes: bool = True, bad_shards: BadShards = "fail"
-    ) -> None:
+    def __init__(self, folder: str | Path, *, verify_hashes: bool = True, bad_shards: BadShards = "fail") -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.skipped: list[str] = []
@@ -245,20 +243,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"shard folder {str(folder)!r} is empty or unfinished (no {MANIFEST}); build it with bitbert-data CONFIG"
         )
     manifest = read_json(folder / MANIFEST, "shard manifest")
-    found = (
-        (manifest.get("format"), manifest.get("format_version"))
-        if isinstance(manifest, dict)
-        else (None, None)
-    )
+    found = (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else (None, None)
     if found != (FORMAT, FORMAT_VERSION):
         raise UserError(
-            f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again"
+            f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, "
+            f"wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again"
         )
     missing = [key for key in _MANIFEST_KEYS if key not in manifest]
     if missing:
-        raise UserError(
-            f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}"
-        )
+        raise UserError(f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}")
     if not manifest["rows"]:
         raise UserError(f"shard folder {str(folder)!r} holds no rows; build it again from a corpus with text")
     return manifest
@@ -274,33 +267,26 @@ def verify_shards(folder: Path) -> list[str]:
     problems = []
     for entry in manifest["files"]:
         try:
-            batches = _open_shard(
-                folder, entry, shard_schema(manifest["tokenizer"]["vocab_size"]), verify_hash=True
-            )
+            batches = _open_shard(folder, entry, shard_schema(manifest["tokenizer"]["vocab_size"]), verify_hash=True)
         except UserError as error:
             problems.append(str(error))
             continue
         tokens = sum(len(batch.column(0).values) for batch in batches)
         if tokens != entry["tokens"]:
             problems.append(
-                f"shard {str(folder / entry['name'])!r} holds {tokens} tokens, its manifest says {entry['tokens']}; {_ADVICE}"
+                f"shard {str(folder / entry['name'])!r} holds {tokens} tokens, "
+                f"its manifest says {entry['tokens']}; {_ADVICE}"
             )
     for key in ("rows", "tokens"):
         total = sum(entry[key] for entry in manifest["files"])
         if total != manifest[key]:
-            problems.append(
-                f"{str(folder / MANIFEST)!r} says {manifest[key]} {key}, its files have {total}; {_ADVICE}"
-            )
-    strangers = {path.name for path in folder.glob("*.arrow")} - {
-        entry["name"] for entry in manifest["files"]
-    }
+            problems.append(f"{str(folder / MANIFEST)!r} says {manifest[key]} {key}, its files have {total}; {_ADVICE}")
+    strangers = {path.name for path in folder.glob("*.arrow")} - {entry["name"] for entry in manifest["files"]}
     problems += [f"{str(folder / name)!r} is in no manifest; remove it" for name in sorted(strangers)]
     return problems
 
 
-def _open_shard(
-    folder: Path, entry: dict[str, Any], schema: pa.Schema, verify_hash: bool
-) -> list[pa.RecordBatch]:
+def _open_shard(folder: Path, entry: dict[str, Any], schema: pa.Schema, verify_hash: bool) -> list[pa.RecordBatch]:
     path = folder / entry["name"]
     if not path.is_file():
         raise UserError(f"shard {str(path)!r} is missing; {_ADVICE}")
@@ -321,7 +307,5 @@ def _open_shard(
         )
     rows = sum(batch.num_rows for batch in batches)
     if rows != entry["rows"]:
-        raise UserError(
-            f"shard {str(path)!r} holds {rows} rows, its manifest says {entry['rows']}; {_ADVICE}"
-        )
+        raise UserError(f"shard {str(path)!r} holds {rows} rows, its manifest says {entry['rows']}; {_ADVICE}")
     return batches

@@ -73,7 +73,9 @@ class Tokenizer(ABC):
     def _find_special_tokens(self, origin: str) -> None:
         missing = [token for token in SPECIAL_TOKENS if self.token_to_id(token) is None]
         if missing:
-            raise UserError(f"tokenizer {origin!r} lacks {', '.join(missing)}; a BERT vocabulary has {', '.join(SPECIAL_TOKENS)}")
+            raise UserError(
+                f"tokenizer {origin!r} lacks {', '.join(missing)}; a BERT vocabulary has {', '.join(SPECIAL_TOKENS)}"
+            )
         for token in SPECIAL_TOKENS:
             setattr(self, f"{token.strip('[]').lower()}_id", self.token_to_id(token))
 
@@ -116,8 +118,8 @@ class WordPieceTokenizer(Tokenizer):
     def encodes_words_separately(self) -> bool:
         """Whether the ids of a text are those of its words, split at white space, one after the other.
 
-        True for BERT's rules: neither the normaliser nor the cut into punctuation and letters looks across white
-        space, and no added token holds any.
+        True for BERT's rules: neither the normaliser nor the cut into punctuation and letters looks across
+        white space, and no added token holds any.
         """
         parts = json.loads(self._backend.to_str())
         types = tuple((parts[key] or {}).get("type") for key in ("normalizer", "pre_tokenizer", "model"))
@@ -185,7 +187,8 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer from a file, from a model folder, from ``package://DIST/PATH`` or from a Hugging Face id.
+    """Load a tokenizer from a file, from a model folder, from ``package://DIST/PATH`` or from a Hugging Face
+    id.
 
     Raises:
         UserError: nothing readable is there, or the vocabulary lacks a special token.
@@ -195,7 +198,10 @@ def load_tokenizer(name: str) -> Tokenizer:
         candidates = (WORDPIECE_FILE, SENTENCEPIECE_FILE, "vocab.txt")
         found = [path / candidate for candidate in candidates if (path / candidate).is_file()]
         if not found:
-            raise UserError(f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; give a folder or file that holds one")
+            raise UserError(
+                f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; "
+                "give a folder or file that holds one"
+            )
         path = found[0]
     elif not path.is_file():
         path = _download(name)
@@ -204,14 +210,19 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def _download(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"tokenizer {name!r} does not exist; give a folder, a tokenizer.json, a vocab.txt, a .model file or a Hugging Face id")
+        raise UserError(
+            f"tokenizer {name!r} does not exist; "
+            "give a folder, a tokenizer.json, a vocab.txt, a .model file or a Hugging Face id"
+        )
     try:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(name, WORDPIECE_FILE))
     except Exception as error:  # offline, unknown id, gated: one answer for the user
         reason = str(error).splitlines()[0]
-        raise UserError(f"tokenizer {name!r} is not a local path and could not be fetched from the Hugging Face hub ({reason})") from error
+        raise UserError(
+            f"tokenizer {name!r} is not a local path and could not be fetched from the Hugging Face hub ({reason})"
+        ) from error
 
 
 def wordpiece_backend(vocab: dict[str, int], *, lowercase: bool) -> Any:
@@ -223,7 +234,9 @@ def wordpiece_backend(vocab: dict[str, int], *, lowercase: bool) -> Any:
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token in vocab])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token in vocab]
+    )
     return backend
 
 

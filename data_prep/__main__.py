@@ -43,9 +43,7 @@ Overrides = Annotated[
 ]
 Replace = Annotated[
     bool,
-    typer.Option(
-        "--replace", help="Build again where the output exists; the old one goes only when the new is whole."
-    ),
+    typer.Option("--replace", help="Build again where the output exists; the old one goes only when the new is whole."),
 ]
 Workers = Annotated[
     int | None,
@@ -64,9 +62,7 @@ def build(
     overrides: Overrides = None,
     replace: Replace = False,
     workers: Workers = None,
-    task_index: Annotated[
-        int | None, typer.Option(min=0, help="Do only this array task's share; see finish.")
-    ] = None,
+    task_index: Annotated[int | None, typer.Option(min=0, help="Do only this array task's share; see finish.")] = None,
     num_tasks: Annotated[int | None, typer.Option(min=1, help="Number of array tasks.")] = None,
 ) -> None:
     """Build token shards: documents -> sentences -> next-sentence pairs -> Arrow files with a manifest.
@@ -77,29 +73,24 @@ def build(
 
     Example: bitbert-data configs/data_prep/demo.yaml output=runs/shards
 
-    On a cluster: bitbert-data CONFIG --task-index $SLURM_ARRAY_TASK_ID --num-tasks 16, then bitbert-data finish CONFIG
+    On a cluster: bitbert-data CONFIG --task-index $SLURM_ARRAY_TASK_ID --num-tasks 16, then bitbert-data
+        finish CONFIG
     """
     if (task_index is None) != (num_tasks is None):
         raise UserError("--task-index and --num-tasks go together; give both or none")
     resolved = load_config(DataConfig, config, overrides)
     if task_index is not None and num_tasks is not None:
         if task_index >= num_tasks:
-            raise UserError(
-                f"--task-index {task_index}, wanted 0 to {num_tasks - 1}; number the array from 0"
-            )
+            raise UserError(f"--task-index {task_index}, wanted 0 to {num_tasks - 1}; number the array from 0")
         if replace:
-            raise UserError(
-                "--replace belongs to `bitbert-data finish`: one task must not remove what another one did"
-            )
+            raise UserError("--replace belongs to `bitbert-data finish`: one task must not remove what another one did")
         typer.echo(build_share(resolved, Share(task_index, num_tasks), workers=workers))
         return
     _build_whole(resolved, replace=replace, workers=workers)
 
 
 @app.command()
-def finish(
-    config: Config, overrides: Overrides = None, replace: Replace = False, workers: Workers = None
-) -> None:
+def finish(config: Config, overrides: Overrides = None, replace: Replace = False, workers: Workers = None) -> None:
     """Do what the array tasks of a build left, merge their shares and put the output in place.
 
     Tasks that failed are made up for here.
@@ -113,9 +104,7 @@ def _build_whole(config: DataConfig, *, replace: bool, workers: int | None) -> N
     report = build_shards(config, replace=replace, workers=workers)
     for split in SPLITS:
         numbers = report[split]
-        typer.echo(
-            f"{split}: {numbers['documents']} documents, {numbers['rows']} rows, {numbers['tokens']} tokens"
-        )
+        typer.echo(f"{split}: {numbers['documents']} documents, {numbers['rows']} rows, {numbers['tokens']} tokens")
     typer.echo(f"shards are in {config.output}")
 
 

@@ -1,8 +1,8 @@
 """Blocks: the tokenised documents of a unit, between reading and the cut into rows.
 
 A block is a bounded part of a unit, sorted by the key of its documents, so that the documents of one shard (a
-range of keys) lie next to each other in each block. It is three files of plain little-endian arrays: ``.index``
-(one record a document), ``.lengths`` (uint32, ids of each sentence) and ``.ids``.
+range of keys) lie next to each other in each block. It is three files of plain little-endian arrays:
+``.index`` (one record a document), ``.lengths`` (uint32, ids of each sentence) and ``.ids``.
 """
 
 import hashlib

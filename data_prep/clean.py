@@ -28,8 +28,8 @@ _ASCII = bytes(range(0x80))
 _ASCII_LETTERS = string.ascii_letters.encode()
 _ASCII_SPACE = b" \t\n\r\x0b\x0c"
 
-# ftfy leaves a line alone when it has no entity, no control character, none of the characters that ftfy maps, is
-# in normal form C, and looks like no mojibake. Its own pattern for the last is searched near non-ASCII
+# ftfy leaves a line alone when it has no entity, no control character, none of the characters that ftfy maps,
+# is in normal form C, and looks like no mojibake. Its own pattern for the last is searched near non-ASCII
 # characters only: each match holds one, and is at most 7 characters long.
 _CONTEXT_CHARS = 8
 _ASCII_SUSPECTS = re.compile(r"[&\x00-\x08\x0b-\x1f\x7f]")

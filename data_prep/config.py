@@ -13,17 +13,11 @@ class SourceConfig(FrozenConfig):
     """One corpus: local files, or a dataset of the Hugging Face hub. Exactly one of ``path`` and ``dataset``."""
 
     path: Annotated[str | None, Field(description="file, folder, glob or package://DIST/PATH")] = None
-    dataset: Annotated[
-        str | None, Field(description="Hugging Face datasets id, e.g. wikimedia/wikipedia")
-    ] = None
+    dataset: Annotated[str | None, Field(description="Hugging Face datasets id, e.g. wikimedia/wikipedia")] = None
     name: Annotated[str | None, Field(description="the dataset's configuration, e.g. 20231101.en")] = None
     split: str = "train"
-    revision: Annotated[
-        str | None, Field(description="commit of the dataset, for builds that can be repeated")
-    ] = None
-    text_field: Annotated[str, Field(description="field that holds the text in JSON and parquet rows")] = (
-        "text"
-    )
+    revision: Annotated[str | None, Field(description="commit of the dataset, for builds that can be repeated")] = None
+    text_field: Annotated[str, Field(description="field that holds the text in JSON and parquet rows")] = "text"
     license: Annotated[str, Field(description="recorded in the manifest")] = "not stated"
     weight: Annotated[
         float,
@@ -46,35 +40,29 @@ class SourceConfig(FrozenConfig):
         return self.path or "/".join(filter(None, (self.dataset, self.name)))
 
 
-Script = Literal[
-    "arabic", "cyrillic", "devanagari", "greek", "han", "hangul", "hebrew", "kana", "latin", "thai"
-]
+Script = Literal["arabic", "cyrillic", "devanagari", "greek", "han", "hangul", "hebrew", "kana", "latin", "thai"]
 
 
 class CleanConfig(FrozenConfig):
     """Which documents stay, and in what form."""
 
-    repair_unicode: Annotated[
-        bool, Field(description="mend mojibake, ligatures, controls and entities with ftfy")
-    ] = True
+    repair_unicode: Annotated[bool, Field(description="mend mojibake, ligatures, controls and entities with ftfy")] = (
+        True
+    )
     min_chars: Annotated[int, Field(ge=1)] = 32
-    max_chars: Annotated[
-        int, Field(ge=1, description="longer documents are dropped: it bounds the memory")
-    ] = 8_000_000
+    max_chars: Annotated[int, Field(ge=1, description="longer documents are dropped: it bounds the memory")] = 8_000_000
     min_letter_share: Annotated[
         float, Field(ge=0, le=1, description="letters among the characters that are not white space")
     ] = 0.5
     scripts: Annotated[tuple[Script, ...], Field(description="of the wanted language; empty: any")] = ()
-    min_script_share: Annotated[
-        float, Field(ge=0, le=1, description="letters of those scripts among all letters")
-    ] = 0.5
+    min_script_share: Annotated[float, Field(ge=0, le=1, description="letters of those scripts among all letters")] = (
+        0.5
+    )
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> Self:
         if self.min_chars > self.max_chars:
-            raise ValueError(
-                f"min_chars={self.min_chars} is above max_chars={self.max_chars}; no document could pass"
-            )
+            raise ValueError(f"min_chars={self.min_chars} is above max_chars={self.max_chars}; no document could pass")
         return self
 
 
@@ -109,13 +97,9 @@ class DataConfig(FrozenConfig):
     objective: Annotated[
         Literal["mlm_nsp", "mlm"], Field(description="sentence pairs with a label, or single segments")
     ] = "mlm_nsp"
-    max_length: Annotated[int, Field(ge=8, le=65535, description="tokens a row, special tokens included")] = (
-        128
-    )
+    max_length: Annotated[int, Field(ge=8, le=65535, description="tokens a row, special tokens included")] = 128
     short_sequence_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
-    heldout_fraction: Annotated[
-        float, Field(gt=0, lt=1, description="share of documents kept for evaluation")
-    ] = 0.02
+    heldout_fraction: Annotated[float, Field(gt=0, lt=1, description="share of documents kept for evaluation")] = 0.02
     rows_per_shard: Annotated[
         int,
         Field(
@@ -140,16 +124,14 @@ class TokenizerConfig(FrozenConfig):
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
     kind: Literal["wordpiece", "sentencepiece"] = "wordpiece"
     vocab_size: Annotated[int, Field(ge=64, le=2**20, description="special tokens included")] = 30_522
-    lowercase: Annotated[bool, Field(description="fold case and strip accents, as in bert-base-uncased")] = (
-        True
-    )
+    lowercase: Annotated[bool, Field(description="fold case and strip accents, as in bert-base-uncased")] = True
     min_frequency: Annotated[int, Field(ge=1, description="WordPiece: rarer pairs are not merged")] = 2
     max_words: Annotated[
         int, Field(ge=1000, description="WordPiece: distinct words kept while counting; the rarest go first")
     ] = 2_000_000
-    max_sentences: Annotated[
-        int, Field(ge=100, description="SentencePiece: sentences drawn from the corpus")
-    ] = 1_000_000
+    max_sentences: Annotated[int, Field(ge=100, description="SentencePiece: sentences drawn from the corpus")] = (
+        1_000_000
+    )
     language: str = "en"
     seed: Annotated[int, Field(ge=0)] = 42
     bad_input: Policy = "fail"

@@ -52,12 +52,8 @@ class PlainEncoder:
     def encode(self, sentences: list[str]) -> list[bytes]:
         encoded: list[bytes] = []
         for start in range(0, len(sentences), _SENTENCES_PER_CALL):
-            folded = [
-                " ".join(sentence.split()) for sentence in sentences[start : start + _SENTENCES_PER_CALL]
-            ]
-            encoded.extend(
-                np.array(ids, dtype=self.dtype).tobytes() for ids in self._tokenizer.encode_batch(folded)
-            )
+            folded = [" ".join(sentence.split()) for sentence in sentences[start : start + _SENTENCES_PER_CALL]]
+            encoded.extend(np.array(ids, dtype=self.dtype).tobytes() for ids in self._tokenizer.encode_batch(folded))
         return encoded
 
 

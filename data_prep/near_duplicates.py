@@ -1,8 +1,9 @@
 """Near-duplicate documents: MinHash signatures (`rensa`), grouped by bands, the first of a group stays.
 
 A signature is made where a document is read. Documents that agree in a whole band of their signatures are
-compared; the one that comes later in the corpus is dropped when the estimated similarity reaches the threshold.
-Bands are taken one after the other, and wide bands of a large corpus in parts, so memory stays bounded.
+compared; the one that comes later in the corpus is dropped when the estimated similarity reaches the
+threshold. Bands are taken one after the other, and wide bands of a large corpus in parts, so memory stays
+bounded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from .blocks import SIGNATURE_DTYPE, Block
 from .config import NearDuplicateConfig
 
 NUM_HASHES = 128
-# 16 bands of 8: a pair of similarity 0.7 meets in a band with probability 0.61, of 0.8 with 0.95, of 0.9 with 0.9999.
+# 16 bands of 8: a pair of similarity 0.7 meets in a band with probability 0.61, of 0.8 with 0.95, of 0.9 with
+# 0.9999.
 _NUM_BANDS = 16
 _BAND_WIDTH = NUM_HASHES // _NUM_BANDS
 _DOCUMENTS_PER_PART = 2_000_000
@@ -89,9 +91,7 @@ def _later_ones(
 
 def _groups(keys: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, end) of each run of two or more equal values in a sorted array."""
-    starts = (
-        np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, int)
-    )
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, int)
     ends = np.append(starts[1:], len(keys))
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         if end - start > 1:

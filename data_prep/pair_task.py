@@ -1,7 +1,7 @@
 """A finetuning task that needs no download: do two sentences come from the same article?
 
-Held-out documents give the first sentences of each; they are split once more, so no article is in both train.csv
-and eval.csv.
+Held-out documents give the first sentences of each; they are split once more, so no article is in both
+train.csv and eval.csv.
 """
 
 import csv
@@ -74,7 +74,8 @@ def write_pair_task(
     for number, (name, (part, num_pairs)) in enumerate(parts.items()):
         if len(part) < 2:
             raise UserError(
-                f"pair_task: {len(sentences)} held-out documents have two sentences or more, wanted at least 4; raise heldout_fraction"
+                f"pair_task: {len(sentences)} held-out documents have two sentences or more, wanted at least 4; "
+                "raise heldout_fraction"
             )
         rows = _draw_pairs(part, num_pairs, np.random.default_rng([seed, number]))
         write_atomically(folder / f"{name}.csv", partial(_write_csv, rows))
@@ -100,9 +101,7 @@ def _read_samples(path: Path) -> Iterator[list[Any]]:
         yield from map(json.loads, lines)
 
 
-def _draw_pairs(
-    sentences: list[list[str]], num_pairs: int, random: np.random.Generator
-) -> list[tuple[str, str, str]]:
+def _draw_pairs(sentences: list[list[str]], num_pairs: int, random: np.random.Generator) -> list[tuple[str, str, str]]:
     rows = []
     for index in range(num_pairs):
         document = int(random.integers(len(sentences)))

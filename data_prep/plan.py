@@ -1,7 +1,9 @@
 """The second stage: what the corpus as a whole decides. Duplicates, and which range of keys each shard takes.
 
-The documents' records alone are read, one range of keys after the other, so memory does not grow with the corpus.
-The plan is a function of the documents and the config: not of workers, tasks, or the order in which they finish.
+The documents' records alone are read, one range of keys after the other, so memory does not grow with the
+corpus.
+The plan is a function of the documents and the config: not of workers, tasks, or the order in which they
+    finish.
 """
 
 import json
@@ -47,7 +49,8 @@ class Plan:
     Attributes:
         blocks: names of all blocks, in the order of the units.
         dropped: what the plan leaves out: source -> reason -> documents.
-        first_rows, first_sentences, first_ids: int64 (blocks, shards + 1): where each shard's part of a block begins.
+        first_rows, first_sentences, first_ids: int64 (blocks, shards + 1): where each shard's part of a block
+            begins.
         near_duplicates: uint64, sorted: orders of the documents that are left out as near-duplicates.
     """
 
@@ -69,16 +72,10 @@ def make_plan(config: DataConfig, names: list[str], work: WorkFolder) -> Plan:
     if work.plan_file.is_file():
         return _read_plan(work)
     blocks = [Block(work.block(name)) for name in names]
-    near = (
-        find_near_duplicates(blocks, config.near_duplicates)
-        if config.near_duplicates
-        else np.zeros(0, np.uint64)
-    )
+    near = find_near_duplicates(blocks, config.near_duplicates) if config.near_duplicates else np.zeros(0, np.uint64)
     dropped = [Counter[str]() for _ in config.sources]
     cutters = {
-        split: ShardCutter(
-            split, config.rows_per_shard * config.max_length, *key_range(split, config.heldout_fraction)
-        )
+        split: ShardCutter(split, config.rows_per_shard * config.max_length, *key_range(split, config.heldout_fraction))
         for split in SPLITS
     }
     for records in _sorted_parts(blocks):
@@ -93,9 +90,7 @@ def make_plan(config: DataConfig, names: list[str], work: WorkFolder) -> Plan:
             chosen &= copies > 0
             cutter.add(records["key"][chosen], (records["num_ids"] * copies)[chosen])
     least = 2 if config.objective == "mlm_nsp" else 1
-    shards = [
-        shard for split in (HELDOUT, TRAIN) for shard in cutters[split].finish(least, config.heldout_fraction)
-    ]
+    shards = [shard for split in (HELDOUT, TRAIN) for shard in cutters[split].finish(least, config.heldout_fraction)]
     plan = Plan(shards, names, [dict(counts) for counts in dropped], *_part_starts(blocks, shards), near)
     _write_plan(plan, work)
     return plan
@@ -194,9 +189,7 @@ class ShardCutter:
         ]
 
 
-def _part_starts(
-    blocks: Sequence[Block], shards: list[ShardPlan]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _part_starts(blocks: Sequence[Block], shards: list[ShardPlan]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each shard's part of each block begins: (rows, sentences, ids)."""
     edges = [*(shard.first_key for shard in shards), _NUM_KEYS]
     starts = np.zeros((3, len(blocks), len(edges)), np.int64)
@@ -210,10 +203,7 @@ def _part_starts(
 
 
 def _write_plan(plan: Plan, work: WorkFolder) -> None:
-    arrays = {
-        name: getattr(plan, name)
-        for name in ("first_rows", "first_sentences", "first_ids", "near_duplicates")
-    }
+    arrays = {name: getattr(plan, name) for name in ("first_rows", "first_sentences", "first_ids", "near_duplicates")}
 
     def write(temporary: Any) -> None:
         with open(temporary, "wb") as file:

@@ -1,7 +1,7 @@
 """The documents of one unit: JSON lines, JSON, text and parquet files, and datasets of the hub.
 
-A row that cannot be used stops the build with its file and line, or is counted in ``drops`` and left out, as the
-policy says. An empty or an enormous document is never an error: it is counted.
+A row that cannot be used stops the build with its file and line, or is counted in ``drops`` and left out, as
+the policy says. An empty or an enormous document is never an error: it is counted.
 """
 
 import json
@@ -45,7 +45,8 @@ class UnitReader:
         """Yield the texts in the unit's order.
 
         Raises:
-            UserError: under policy ``fail``, for a damaged file, bytes that are not UTF-8, or a row without text.
+            UserError: under policy ``fail``, for a damaged file, bytes that are not UTF-8, or a row without
+                text.
         """
         read = _READERS[self.unit.kind]
         try:
@@ -65,7 +66,8 @@ class UnitReader:
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
-            message = f"not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}); convert the file to UTF-8"
+            byte = f"byte {content[error.start]:#04x} at offset {error.start}"
+            message = f"not UTF-8 ({byte}); convert the file to UTF-8"
             self._refuse(INVALID_UTF8, self._at(where, message))
             return None
 
@@ -86,14 +88,13 @@ class UnitReader:
         if isinstance(row, dict) and isinstance(text := row.get(self.source.text_field), str):
             return text
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        message = f"no text in field {self.source.text_field!r}; found {found}; set text_field to the field that holds the text"
+        wanted = self.source.text_field
+        message = f"no text in field {wanted!r}; found {found}; set text_field to the field that holds the text"
         self._refuse(INVALID_ROW, self._at(where, message))
         return None
 
     def _at(self, where: str, message: str) -> str:
-        return (
-            f"corpus {self.unit.origin!r}, {where}: {message}, or set bad_input=skip to leave such rows out"
-        )
+        return f"corpus {self.unit.origin!r}, {where}: {message}, or set bad_input=skip to leave such rows out"
 
     def _refuse(self, reason: str, message: str) -> None:
         if self.policy == "fail":
@@ -141,9 +142,7 @@ def _read_txt(reader: UnitReader) -> Iterator[str]:
         elif inside:
             where = where if block else _place(unit, line)
             size += reader.line_limit_bytes if line.content is None else len(line.content)
-            if (
-                size < reader.line_limit_bytes
-            ):  # beyond it the block is dropped as a whole: hold no more of it
+            if size < reader.line_limit_bytes:  # beyond it the block is dropped as a whole: hold no more of it
                 block.append(line.content or b"")
     yield from _finish_block(reader, block, size, where)
 
@@ -179,13 +178,9 @@ def _read_parquet(reader: UnitReader) -> Iterator[str]:
     with pq.ParquetFile(unit.origin) as file:
         if column not in file.schema_arrow.names:
             known = ", ".join(file.schema_arrow.names)
-            raise UserError(
-                f"corpus file {unit.origin!r} has no column {column!r}; columns: {known}; set text_field"
-            )
+            raise UserError(f"corpus file {unit.origin!r} has no column {column!r}; columns: {known}; set text_field")
         groups = range(unit.start, unit.stop or 0)
-        for batch in file.iter_batches(
-            batch_size=_ROWS_PER_PARQUET_BATCH, row_groups=groups, columns=[column]
-        ):
+        for batch in file.iter_batches(batch_size=_ROWS_PER_PARQUET_BATCH, row_groups=groups, columns=[column]):
             for text in batch.column(0).to_pylist():
                 yield text or ""
 

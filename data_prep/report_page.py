@@ -5,13 +5,17 @@ from typing import Any
 
 from .splits import SPLITS
 
-_STYLE = """
+_STYLE = """<style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2530; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-table { border-collapse: collapse; width: 100%; } th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid #dde3ea; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid #dde3ea; overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; } rect { fill: #2f6fb0; } text { font-size: 11px; fill: #51606f; }
-"""
+svg { width: 100%; height: auto; }
+rect { fill: #2f6fb0; }
+text { font-size: 11px; fill: #51606f; }
+</style>"""
 _WIDTH, _HEIGHT, _MARGIN = 720, 200, 24
 
 
@@ -22,7 +26,7 @@ def render_page(report: dict[str, Any]) -> str:
     parts.append(_drops(report))
     if report["notes"]:
         parts.append("<h2>Damaged files</h2>" + "".join(f"<p>{escape(note)}</p>" for note in report["notes"]))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Shards</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Shards</title>{_STYLE}'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body><h1>Token shards</h1>\n'
         + "\n".join(parts)
@@ -75,15 +79,18 @@ def _histogram(numbers: dict[str, Any]) -> str:
         height = (_HEIGHT - 2 * _MARGIN) * count / top
         low, high = (round(edge * longest / len(counts), 1) for edge in (position, position + 1))
         bars.append(
-            f'<rect x="{_MARGIN + position * step:.1f}" y="{_HEIGHT - _MARGIN - height:.1f}" width="{step * 0.9:.1f}" height="{height:.1f}">'
+            f'<rect x="{_MARGIN + position * step:.1f}" y="{_HEIGHT - _MARGIN - height:.1f}" '
+            f'width="{step * 0.9:.1f}" height="{height:.1f}">'
             f"<title>{low:g} to {high:g} tokens: {count:,} rows</title></rect>"
         )
     labels = "".join(
-        f'<text x="{_MARGIN + share * (_WIDTH - 2 * _MARGIN):.0f}" y="{_HEIGHT - 6}" text-anchor="middle">{longest * share:g}</text>'
+        f'<text x="{_MARGIN + share * (_WIDTH - 2 * _MARGIN):.0f}" y="{_HEIGHT - 6}" '
+        f'text-anchor="middle">{longest * share:g}</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     )
     caption = f'<text x="{_MARGIN}" y="14">rows by tokens a row; the longest bar is {top:,} rows</text>'
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of row lengths">{caption}{"".join(bars)}{labels}</svg>'
+    frame = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of row lengths"'
+    return f"<svg {frame}>{caption}{''.join(bars)}{labels}</svg>"
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:

@@ -61,9 +61,7 @@ def build_shard(
     return record
 
 
-def load_documents(
-    config: DataConfig, plan: Plan, position: int, dtype: np.dtype, work: WorkFolder
-) -> ShardDocuments:
+def load_documents(config: DataConfig, plan: Plan, position: int, dtype: np.dtype, work: WorkFolder) -> ShardDocuments:
     """Gather one shard's documents from all blocks and leave out what the plan leaves out."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number, name in enumerate(plan.blocks):
@@ -96,14 +94,10 @@ def load_documents(
     return ShardDocuments(all_ids, ordered[kept], first_ids[chosen], lengths, copies[kept])
 
 
-def build_rows(
-    documents: ShardDocuments, config: DataConfig, shard: ShardPlan, tokenizer: Tokenizer
-) -> RowColumns:
+def build_rows(documents: ShardDocuments, config: DataConfig, shard: ShardPlan, tokenizer: Tokenizer) -> RowColumns:
     """Cut the documents into rows and put [CLS] and [SEP] in place."""
     ids = documents.ids.data
-    cls, sep = (
-        np.array([token], documents.ids.dtype).tobytes() for token in (tokenizer.cls_id, tokenizer.sep_id)
-    )
+    cls, sep = (np.array([token], documents.ids.dtype).tobytes() for token in (tokenizer.cls_id, tokenizer.sep_id))
     packed = bytearray()
     lengths: list[int] = []
     segment_b_starts: list[int] = []
@@ -148,9 +142,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 def _statistics(columns: RowColumns, documents: ShardDocuments, config: DataConfig) -> dict[str, Any]:
     used = (documents.records["num_ids"] * documents.copies).astype(np.int64)
-    by_source = [
-        int(used[documents.records["source"] == number].sum()) for number in range(len(config.sources))
-    ]
+    by_source = [int(used[documents.records["source"] == number].sum()) for number in range(len(config.sources))]
     histogram, _ = np.histogram(columns.lengths, bins=HISTOGRAM_BINS, range=(0, config.max_length))
     return {
         "documents": int(documents.copies.sum()),

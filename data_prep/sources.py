@@ -35,9 +35,7 @@ def _hub_units(source_index: int, source: SourceConfig) -> list[Unit]:
     assert source.dataset is not None
     commit = _resolve_commit(source)
     num_shards = _open(source, commit).num_shards
-    return [
-        Unit(source_index, "hub", source.dataset, shard, num_shards, 0, commit) for shard in range(num_shards)
-    ]
+    return [Unit(source_index, "hub", source.dataset, shard, num_shards, 0, commit) for shard in range(num_shards)]
 
 
 def read_hub_rows(unit: Unit, source: SourceConfig) -> Iterator[Any]:
@@ -51,9 +49,7 @@ def _open(source: SourceConfig, commit: str) -> Any:
 
     revision = None if commit == "local" else commit
     try:
-        return load_dataset(
-            source.dataset, source.name, split=source.split, revision=revision, streaming=True
-        )
+        return load_dataset(source.dataset, source.name, split=source.split, revision=revision, streaming=True)
     except Exception as error:  # offline, unknown id, script-based: the hub raises many kinds
         raise _refusal(source, error) from error
 
@@ -73,5 +69,6 @@ def _resolve_commit(source: SourceConfig) -> str:
 def _refusal(source: SourceConfig, error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return UserError(
-        f"dataset {source.dataset!r} ({source.name}) cannot be opened: {reason}; check the id and the network, or use a local path"
+        f"dataset {source.dataset!r} ({source.name}) cannot be opened: {reason}; "
+        "check the id and the network, or use a local path"
     )

@@ -44,9 +44,7 @@ def _train_wordpiece(config: TokenizerConfig, folder: Path) -> None:
         words, special_tokens=SPECIAL_TOKENS, vocab_size=config.vocab_size, min_frequency=config.min_frequency
     )
     write_text_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token in tokens))
-    backend = wordpiece_backend(
-        {token: number for number, token in enumerate(tokens)}, lowercase=config.lowercase
-    )
+    backend = wordpiece_backend({token: number for number, token in enumerate(tokens)}, lowercase=config.lowercase)
     write_text_atomically(folder / "tokenizer.json", backend.to_str(pretty=True))
 
 
@@ -54,7 +52,8 @@ def count_words(config: TokenizerConfig) -> Counter[str]:
     """How often each word occurs, as BERT's normaliser and its cut at punctuation see words.
 
     The corpus is cut at white space first, so each distinct piece goes through the rules once. Above
-    ``max_words`` distinct pieces the rarest are forgotten; of equally rare ones, the later in code point order.
+    ``max_words`` distinct pieces the rarest are forgotten; of equally rare ones, the later in code point
+    order.
     """
     from tokenizers import normalizers, pre_tokenizers
 
@@ -62,9 +61,7 @@ def count_words(config: TokenizerConfig) -> Counter[str]:
     for text in _documents(config):
         pieces.update(text.split())
         if len(pieces) > 2 * config.max_words:
-            pieces = Counter(
-                dict(sorted(pieces.items(), key=lambda item: (-item[1], item[0]))[: config.max_words])
-            )
+            pieces = Counter(dict(sorted(pieces.items(), key=lambda item: (-item[1], item[0]))[: config.max_words]))
     normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
@@ -111,9 +108,7 @@ def _train_sentencepiece(config: TokenizerConfig, folder: Path) -> None:
 def _sample_sentences(config: TokenizerConfig) -> list[str]:
     """``max_sentences`` of the corpus, each with the same probability (reservoir sampling), all if there are fewer."""
     stream = random.Random(config.seed)
-    sentences = (
-        sentence for text in _documents(config) for sentence in split_sentences(text, config.language)
-    )
+    sentences = (sentence for text in _documents(config) for sentence in split_sentences(text, config.language))
     sample = list(islice(sentences, config.max_sentences))
     for number, sentence in enumerate(sentences, start=len(sample) + 1):
         place = int(stream.random() * number)

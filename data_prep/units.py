@@ -1,7 +1,7 @@
 """Units of reading: the parts of a corpus that workers and array tasks take, whatever their number.
 
-A unit is a byte range of a plain .jsonl or .txt file, some row groups of a .parquet file, a whole compressed or
-.json file, or one shard of a Hugging Face dataset. The list depends on the corpus and the config alone.
+A unit is a byte range of a plain .jsonl or .txt file, some row groups of a .parquet file, a whole compressed
+or .json file, or one shard of a Hugging Face dataset. The list depends on the corpus and the config alone.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +26,8 @@ class Unit:
         source: index of the source in the config.
         kind: one of ``KINDS``, or ``"hub"``.
         origin: path of the file, or the dataset's id.
-        start, stop: byte range, row groups or hub shard that the unit covers; ``stop`` is None for "to the end".
+        start, stop: byte range, row groups or hub shard that the unit covers; ``stop`` is None for "to the
+            end".
         num_bytes: size on disk, to hand out the long units first; 0 where it is not known.
         stamp: the file's time of change (ns), or the dataset's commit: another one makes another build.
     """
@@ -67,9 +68,7 @@ def source_files(source: SourceConfig) -> list[Path]:
         root = Path(path.anchor or ".")
         files = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
     if not files:
-        raise UserError(
-            f"corpus {source.path!r}: no file there; give a file, a glob or a folder of {_wanted_kinds()}"
-        )
+        raise UserError(f"corpus {source.path!r}: no file there; give a file, a glob or a folder of {_wanted_kinds()}")
     return files
 
 
@@ -92,9 +91,7 @@ def file_units(source: int, path: Path, range_bytes: int) -> list[Unit]:
         return Unit(source, kind, str(path), start, stop, num_bytes, str(status.st_mtime_ns))
 
     if kind == "parquet":
-        return [
-            unit(start, stop, num_bytes) for start, stop, num_bytes in _row_group_ranges(path, range_bytes)
-        ]
+        return [unit(start, stop, num_bytes) for start, stop, num_bytes in _row_group_ranges(path, range_bytes)]
     if kind == "json" or path.suffix in COMPRESSED_SUFFIXES or status.st_size <= range_bytes:
         return [unit(0, None, status.st_size)]
     starts = range(0, status.st_size, range_bytes)
@@ -109,9 +106,7 @@ def _row_group_ranges(path: Path, range_bytes: int) -> list[tuple[int, int, int]
     try:
         metadata = pq.ParquetFile(path).metadata
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"corpus file {str(path)!r} is not a whole parquet file ({error}); copy it again"
-        ) from error
+        raise UserError(f"corpus file {str(path)!r} is not a whole parquet file ({error}); copy it again") from error
     ranges = []
     start, size = 0, 0
     for group in range(metadata.num_row_groups):

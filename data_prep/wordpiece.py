@@ -1,8 +1,9 @@
 """Learning a WordPiece vocabulary, with one answer for one text.
 
-Start from characters (``##`` marks those inside of a word) and merge the most frequent pair of neighbours until
-the vocabulary is full. Ties, which decide the outcome of other trainers by the order of a hash table, go to the
-pair that comes first in code point order; counts are integers; nothing depends on the order of the words.
+Start from characters (``##`` marks those inside of a word) and merge the most frequent pair of neighbours
+until the vocabulary is full. Ties, which decide the outcome of other trainers by the order of a hash table,
+go to the pair that comes first in code point order; counts are integers; nothing depends on the order of the
+words.
 """
 
 import heapq
@@ -37,14 +38,10 @@ def learn_vocabulary(
             characters[character] += count
     kept = set(sorted(characters, key=lambda character: (-characters[character], character))[:_MAX_ALPHABET])
     usable = {
-        word: count
-        for word, count in words.items()
-        if len(word) <= _LONGEST_WORD_CHARS and kept.issuperset(word)
+        word: count for word, count in words.items() if len(word) <= _LONGEST_WORD_CHARS and kept.issuperset(word)
     }
     if not usable:
-        raise UserError(
-            "the corpus has no word after cleaning; check the paths, the text field and the clean section"
-        )
+        raise UserError("the corpus has no word after cleaning; check the paths, the text field and the clean section")
     merges = _Merges(usable)
     tokens = [
         *special_tokens,
@@ -84,9 +81,7 @@ class _Merges:
         """The most frequent pair, the first in code point order of several; None below ``min_frequency``."""
         while self._heap:
             negative, pair = heapq.heappop(self._heap)
-            if -negative == self._pairs.get(
-                pair
-            ):  # else the count has changed since, and a newer entry is there
+            if -negative == self._pairs.get(pair):  # else the count has changed since, and a newer entry is there
                 return pair if -negative >= min_frequency else None
         return None
 

@@ -1,7 +1,7 @@
 """What a build has done so far, beside its output: a killed build continues from it.
 
-Each finished unit and shard has a record, written last. Files without a record are those of a process that was
-killed, and are written again with the same bytes.
+Each finished unit and shard has a record, written last. Files without a record are those of a process that
+was killed, and are written again with the same bytes.
 """
 
 import shutil
@@ -37,7 +37,8 @@ class WorkFolder:
         A file of the corpus that changed since is read again; the others are not.
 
         Raises:
-            UserError: it belongs to another config, tokenizer or list of files, and ``discard_other`` is false.
+            UserError: it belongs to another config, tokenizer or list of files, and ``discard_other`` is
+                false.
         """
         marker = self.root / "build.json"
         described = {
@@ -61,9 +62,7 @@ class WorkFolder:
             elif found_stamps == stamps:
                 return
             else:
-                self._forget_units(
-                    [number for number, stamp in enumerate(stamps) if stamp != found_stamps[number]]
-                )
+                self._forget_units([number for number, stamp in enumerate(stamps) if stamp != found_stamps[number]])
         for folder in ("units", "blocks", "samples", "shards"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         write_json_atomically(marker, {**described, "stamps": stamps})

@@ -46,7 +46,8 @@ class WorkerPool:
         ``function`` and its arguments must pickle.
 
         Raises:
-            UserError: a step's own, a full disk, or a worker that the system killed. Steps that ended stay done.
+            UserError: a step's own, a full disk, or a worker that the system killed. Steps that ended stay
+                done.
         """
         if self._workers == 1 or len(steps) <= 1:
             for step in steps:
@@ -74,8 +75,8 @@ def _guarded(function: Callable[..., Any], work_folder: Path, *arguments: Any) -
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
-            f"no space left for {str(error.filename or work_folder)!r} ({error.strerror}); free some, or choose another output=..., "
-            "and run the same command again: what is finished is kept"
+            f"no space left for {str(error.filename or work_folder)!r} ({error.strerror}); "
+            "free some, or choose another output=..., and run the same command again: what is finished is kept"
         ) from error
 
 

@@ -1,9 +1,10 @@
-"""The build: corpus in, a folder with train/, heldout/, a report and the resolved config out, whole or not at all.
+"""The build: corpus in, a folder with train/, heldout/, a report and the resolved config out, whole or not at
+all.
 
 Three stages. Units of the corpus are read into blocks of tokenised documents (by far the most work); the plan
 removes duplicates and gives each shard a range of keys; each shard is cut into rows. Units and shards are
-independent and their bytes depend on the config and the corpus alone, so any number of workers or array tasks may
-build them, in any order, and a killed build continues where it stopped.
+independent and their bytes depend on the config and the corpus alone, so any number of workers or array tasks
+may build them, in any order, and a killed build continues where it stopped.
 """
 
 import os
@@ -76,8 +77,8 @@ def build_shards(config: DataConfig, *, replace: bool = False, workers: int | No
 def build_share(config: DataConfig, share: Share, *, workers: int | None = None) -> str:
     """Do one array task's part and return a line that says what is left.
 
-    While units of the corpus are unread, the task reads its share of them. Once all are read, it builds its share
-    of the shards. ``build_shards`` does what no task did, and publishes.
+    While units of the corpus are unread, the task reads its share of them. Once all are read, it builds its
+    share of the shards. ``build_shards`` does what no task did, and publishes.
     """
     build = open_build(config, discard_other=False, workers=workers)
     if _unread(build):
@@ -85,8 +86,10 @@ def build_share(config: DataConfig, share: Share, *, workers: int | None = None)
             _read_units(build, share)
         unread = len(_unread(build))
         if unread:
-            return f"{unread} of {len(build.units)} units are still unread; run the other tasks, then bitbert-data finish"
-        return "all units are read; run bitbert-data finish, or these tasks once more to cut the shards in parallel as well"
+            return (
+                f"{unread} of {len(build.units)} units are still unread; run the other tasks, then bitbert-data finish"
+            )
+        return "all units are read; run bitbert-data finish, or first these tasks once more, to share the shards too"
     with build.pool:
         _build_shards(build, _plan(build, _records(build)), share)
     return "this task's shards are built; run bitbert-data finish when all tasks have ended"
@@ -132,9 +135,7 @@ def _read_units(build: Build, share: Share) -> list[dict[str, Any]]:
 
 
 def _build_shards(build: Build, plan: Plan, share: Share) -> list[dict[str, Any]]:
-    missing = [
-        position for position in range(len(plan.shards)) if _finished_shard(build, plan, position) is None
-    ]
+    missing = [position for position in range(len(plan.shards)) if _finished_shard(build, plan, position) is None]
     mine = [position for position in missing if position % share.count == share.index]
     steps = [(build.config, position, build.work) for position in mine]
     _run(build, "built", _build_one, steps, len(plan.shards) - len(missing), len(plan.shards))

@@ -33,13 +33,24 @@ def make_rows(count: int) -> list[TokenRow]:
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     """4,000 rows in three shards, the first two of two record batches."""
-    write_shards(tmp_path, make_rows(4000), tokenizer=tokenizer, max_length=20, nsp=True, rows_per_shard=1500, provenance={})
+    write_shards(
+        tmp_path,
+        make_rows(4000),
+        tokenizer=tokenizer,
+        max_length=20,
+        nsp=True,
+        rows_per_shard=1500,
+        provenance={},
+    )
     return tmp_path
 
 
 def assert_same(row: TokenRow, expected: TokenRow) -> None:
     assert list(row.input_ids) == list(expected.input_ids)
-    assert (row.segment_b_start, row.next_sentence_label) == (expected.segment_b_start, expected.next_sentence_label)
+    assert (row.segment_b_start, row.next_sentence_label) == (
+        expected.segment_b_start,
+        expected.next_sentence_label,
+    )
 
 
 def test_rows_come_back_by_number(folder: Path) -> None:
@@ -70,7 +81,9 @@ def test_two_ranks_or_eight_see_the_same_global_batches() -> None:
     for ranks in (1, 2, 8):
         share = batch // ranks
         for step in (0, 17, 61):
-            parts = [permute(step * batch + rank * share + np.arange(share), size, seed=3, epoch=2) for rank in range(ranks)]
+            parts = [
+                permute(step * batch + rank * share + np.arange(share), size, seed=3, epoch=2) for rank in range(ranks)
+            ]
             assert np.concatenate(parts).tolist() == whole[step * batch : (step + 1) * batch].tolist()
 
 
@@ -91,7 +104,11 @@ def _as_stream(path: Path) -> Path:
     import pyarrow as pa
 
     copy = path.with_suffix(".stream")
-    with pa.ipc.open_file(path) as source, pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_stream(sink, source.schema) as writer:
+    with (
+        pa.ipc.open_file(path) as source,
+        pa.OSFile(str(copy), "wb") as sink,
+        pa.ipc.new_stream(sink, source.schema) as writer,
+    ):
         for number in range(source.num_record_batches):
             writer.write_batch(source.get_batch(number))
     return copy
@@ -115,7 +132,11 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(flip, "differs from the sha256 in its manifest"), (truncate, r"has \d+ bytes, its manifest says \d+"), (Path.unlink, "is missing")],
+    [
+        (flip, "differs from the sha256 in its manifest"),
+        (truncate, r"has \d+ bytes, its manifest says \d+"),
+        (Path.unlink, "is missing"),
+    ],
 )
 def test_a_bad_shard_is_named_or_skipped(folder: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(folder / "shard-00001.arrow")
@@ -164,7 +185,10 @@ def test_arrow_files_of_another_make_are_refused(folder: Path, tokenizer: Tokeni
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(format_version=9), "'bitbert-shards' version 9, wanted 'bitbert-shards' version 1"),
+        (
+            lambda manifest: manifest.update(format_version=9),
+            "'bitbert-shards' version 9, wanted 'bitbert-shards' version 1",
+        ),
         (lambda manifest: manifest.pop("files"), "lacks files; the file is damaged"),
         (lambda manifest: manifest.update(rows=0), "holds no rows"),
     ],

@@ -4,23 +4,25 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.wordpiece import learn_vocabulary
+
 from bitbert.files import write_text_atomically
 from bitbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("BITBERT_DATA", REPOSITORY.parent / "shared" / "data"))
-WORDS = (
-    "river mountain castle garden window market summer winter engine harbour music letter bridge forest village "
-    "king queen doctor teacher sailor reads builds paints crosses follows finds keeps sells leaves opens the a"
-).split()
+WORDS = re.findall(
+    r"\w+",
+    "river mountain castle garden window market summer winter engine harbour music letter bridge forest village king "
+    "queen doctor teacher sailor reads builds paints crosses follows finds keeps sells leaves opens the a",
+)
 
 
 def make_documents(count: int, seed: int = 0, sentences: int = 8) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bitbert.data_prep.config import DataConfig
-from bitbert.data_prep.write_shards import Share, build_share, build_shards
+from bitbert.data_prep.write_shards import Share, build_shards, build_share
+
 from bitbert.errors import UserError
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer
@@ -97,7 +97,10 @@ def test_pairs_are_in_place(tmp_path: Path, make_config: MakeConfig, tokenizer: 
     for row in reader:
         ids = list(row.input_ids)
         assert ids[0] == tokenizer.cls_id
-        assert [place for place, token in enumerate(ids) if token == tokenizer.sep_id] == [row.segment_b_start - 1, len(ids) - 1]
+        assert [place for place, token in enumerate(ids) if token == tokenizer.sep_id] == [
+            row.segment_b_start - 1,
+            len(ids) - 1,
+        ]
         labels.append(row.next_sentence_label)
     assert abs(sum(labels) / len(labels) - 0.5) < 0.06
     assert reader.tokenizer["fingerprint"] == tokenizer.fingerprint
@@ -113,7 +116,10 @@ def test_duplicates_are_dropped_across_files_and_never_cross_the_split(tmp_path:
     assert [source["dropped"] for source in report["sources"]] == [{}, {"duplicate": 100}]
     alone = build_shards(make_config(once, output=str(tmp_path / "alone")), workers=1)
     assert report["train"] == alone["train"]
-    assert tree_hashes(tmp_path / "shards" / "train")["shard-00000.arrow"] == tree_hashes(tmp_path / "alone" / "train")["shard-00000.arrow"]
+    assert (
+        tree_hashes(tmp_path / "shards" / "train")["shard-00000.arrow"]
+        == tree_hashes(tmp_path / "alone" / "train")["shard-00000.arrow"]
+    )
 
 
 def test_near_duplicates_are_dropped_on_wish(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -122,7 +128,9 @@ def test_near_duplicates_are_dropped_on_wish(tmp_path: Path, make_config: MakeCo
     path = write_jsonl(tmp_path / "a.jsonl", documents + alike)
     kept = build_shards(make_config(path), workers=1)
     assert kept["dropped"] == {}
-    dropped = build_shards(make_config(path, near_duplicates={"similarity": 0.8}, output=str(tmp_path / "near")), workers=2)
+    dropped = build_shards(
+        make_config(path, near_duplicates={"similarity": 0.8}, output=str(tmp_path / "near")), workers=2
+    )
     assert dropped["dropped"]["near_duplicate"] >= 9
     assert dropped["train"]["documents"] + dropped["heldout"]["documents"] == 70 - dropped["dropped"]["near_duplicate"]
 
@@ -130,12 +138,24 @@ def test_near_duplicates_are_dropped_on_wish(tmp_path: Path, make_config: MakeCo
 def test_weights_say_how_often_documents_are_used(tmp_path: Path, make_config: MakeConfig) -> None:
     sources: list[dict[str, Any]] = [
         {"path": str(write_jsonl(tmp_path / "a.jsonl", make_documents(200, seed=1))), "weight": 2.5},
-        {"path": str(write_jsonl(tmp_path / "b.jsonl", make_documents(200, seed=2))), "weight": 0.25, "license": "CC0"},
+        {
+            "path": str(write_jsonl(tmp_path / "b.jsonl", make_documents(200, seed=2))),
+            "weight": 0.25,
+            "license": "CC0",
+        },
     ]
     report = build_shards(make_config(sources=sources, heldout_fraction=0.1), workers=1)
-    plain = build_shards(make_config(sources=[{**source, "weight": 1} for source in sources], heldout_fraction=0.1, output=str(tmp_path / "plain")), workers=1)
+    plain = build_shards(
+        make_config(
+            sources=[{**source, "weight": 1} for source in sources],
+            heldout_fraction=0.1,
+            output=str(tmp_path / "plain"),
+        ),
+        workers=1,
+    )
     often, rarely = (
-        weighted["text_tokens"] / single["text_tokens"] for weighted, single in zip(report["sources"], plain["sources"], strict=True)
+        weighted["text_tokens"] / single["text_tokens"]
+        for weighted, single in zip(report["sources"], plain["sources"], strict=True)
     )
     assert 2.1 < often < 2.7  # held-out documents are used once
     assert 0.15 < rarely < 0.35
@@ -155,7 +175,13 @@ def test_drops_are_counted_by_reason(tmp_path: Path, make_config: MakeConfig) ->
         file.write(b"not json\n")
     changes = {"clean": {"max_chars": 1400}, "bad_input": "skip"}
     report = build_shards(make_config(path, **changes), workers=1)
-    assert report["dropped"] == {"empty": 1, "few_letters": 1, "invalid_row": 1, "too_long": 1, "too_short": 1}
+    assert report["dropped"] == {
+        "empty": 1,
+        "few_letters": 1,
+        "invalid_row": 1,
+        "too_long": 1,
+        "too_short": 1,
+    }
     page = (tmp_path / "shards" / "report.html").read_text(encoding="utf-8")
     assert "few letters" in page
     assert f"{report['train']['tokens']:,}" in page

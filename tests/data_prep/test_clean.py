@@ -2,14 +2,46 @@
 
 import ftfy
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from bitbert.data_prep.clean import reason_to_drop, repair_unicode
 from bitbert.data_prep.config import CleanConfig
 from bitbert.data_prep.sentences import split_sentences
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-MOJIBAKE = ["Ã©", "â€œ", "â€™s", "Â£", "ã‚", "\u0091q\u0092", "Ð¿Ñ€", "&amp;", "&lt;b>", "ﬁ", "ＡＢ", "e\u0301", "\x1b[31m", "\ufeff", "\r\n", "\u2028", "\x07", "é", "—", "“", " ", "a", "word", "<", "\n", "à ", "Ã ", "ª", "¬", "µ", "ÑĐ", "x\x85y"]
+MOJIBAKE = [
+    "Ã©",
+    "â€œ",
+    "â€™s",
+    "Â£",
+    "ã‚",
+    "\u0091q\u0092",
+    "Ð¿Ñ€",
+    "&amp;",
+    "&lt;b>",
+    "ﬁ",
+    "ＡＢ",
+    "e\u0301",
+    "\x1b[31m",
+    "\ufeff",
+    "\r\n",
+    "\u2028",
+    "\x07",
+    "é",
+    "—",
+    "“",
+    " ",
+    "a",
+    "word",
+    "<",
+    "\n",
+    "à ",
+    "Ã ",
+    "ª",
+    "¬",
+    "µ",
+    "ÑĐ",
+    "x\x85y",
+]
 
 
 @given(st.lists(st.sampled_from(MOJIBAKE) | st.text(max_size=3), max_size=12).map("".join))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bitbert.data_prep.config import DataConfig, TokenizerConfig
 
 from bitbert.config import dump_config, load_config
-from bitbert.data_prep.config import DataConfig, TokenizerConfig
 
 from .conftest import REPOSITORY, make_documents, write_jsonl
 
@@ -78,7 +78,9 @@ def test_the_door_starts_without_heavy_packages() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "data_prep").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs" / "data_prep").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_configs_of_the_repository_load(path: Path) -> None:
     config_class = TokenizerConfig if path.name.startswith("tokenizer") else DataConfig
     assert load_config(config_class, path).output.startswith("runs/")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bitbert.data_prep.encoder import CachedWordEncoder, PlainEncoder, build_encoder
+from bitbert.data_prep.sentences import split_sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitbert.data_prep.encoder import CachedWordEncoder, PlainEncoder, build_encoder
-from bitbert.data_prep.sentences import split_sentences
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 TRICKY = [
-    "The U.S. sells 3.14% of it, i.e. nothing... \"Why?!\" she said — naïve café ÅNGSTRÖM",
+    'The U.S. sells 3.14% of it, i.e. nothing... "Why?!" she said — naïve café ÅNGSTRÖM',
     "[MASK] in text, [SEP]glued[CLS], half[ MASK ], [UNK]",
     "日本語 mixed中文words and ﬁ ligatures ＦＵＬＬ width",
     "zero\u200bwidth soft\u00adhyphen e\u0301 \u0301alone \ufeffbom \ue000private",

@@ -4,10 +4,9 @@ import random
 from itertools import pairwise
 
 import pytest
+from bitbert.data_prep.pairs import IS_NEXT, NOT_NEXT, RowBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from bitbert.data_prep.pairs import IS_NEXT, NOT_NEXT, RowBuilder
 
 Documents = list[list[int]]
 
@@ -28,7 +27,9 @@ corpora = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=12), min_si
 
 @given(corpora, st.integers(5, 64), st.floats(0, 1), st.integers(0, 9))
 @settings(max_examples=300, deadline=None)
-def test_each_token_is_in_one_row_and_no_row_is_too_long(documents: Documents, room: int, short: float, seed: int) -> None:
+def test_each_token_is_in_one_row_and_no_row_is_too_long(
+    documents: Documents, room: int, short: float, seed: int
+) -> None:
     builder = RowBuilder(room, short, random.Random(seed))
     for index, edges in enumerate(documents):
         own: list[tuple[int, int]] = []

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from bitbert.data_prep.config import SourceConfig
 from bitbert.data_prep.readers import UnitReader
 from bitbert.data_prep.sources import list_units
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bitbert.errors import UserError
 
 from .conftest import make_documents, write_jsonl
 
 
-def read(path: Path, *, policy: Any = "fail", max_chars: int = 100_000, range_bytes: int = 1 << 26, **source: Any) -> tuple[list[str], dict[str, int]]:
+def read(
+    path: Path, *, policy: Any = "fail", max_chars: int = 100_000, range_bytes: int = 1 << 26, **source: Any
+) -> tuple[list[str], dict[str, int]]:
     """(documents, drops) of a path, through all of its units."""
     config = SourceConfig(path=str(path), **source)
     documents: list[str] = []
@@ -95,7 +97,7 @@ def test_hub_datasets_are_read_shard_by_shard(tmp_path: Path) -> None:
 
 def test_unknown_dataset_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="dataset 'no/such-dataset' .* cannot be opened.*check the id and the network"):
+    with pytest.raises(UserError, match=r"dataset 'no/such-dataset' .* cannot be opened.*check the id and the network"):
         list_units([SourceConfig(dataset="no/such-dataset")])
 
 
@@ -104,7 +106,9 @@ lines = st.lists(st.sampled_from([b"", b" ", b"a", b"bb cc", b"d" * 9, b"\xc3\xa
 
 @given(lines, st.integers(1, 25), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_ranges_of_text_files_give_each_document_once(tmp_path_factory: pytest.TempPathFactory, content: list[bytes], size: int, ends: bool) -> None:
+def test_ranges_of_text_files_give_each_document_once(
+    tmp_path_factory: pytest.TempPathFactory, content: list[bytes], size: int, ends: bool
+) -> None:
     path = tmp_path_factory.mktemp("ranges") / "a.txt"
     path.write_bytes(b"\n".join(content) + (b"\n" if ends else b""))
     assert read(path, range_bytes=size) == read(path)
@@ -112,7 +116,9 @@ def test_ranges_of_text_files_give_each_document_once(tmp_path_factory: pytest.T
 
 @given(st.lists(st.text("ab\u00e9", max_size=12), max_size=20), st.integers(1, 60))
 @settings(max_examples=200, deadline=None)
-def test_ranges_of_json_lines_give_each_row_once(tmp_path_factory: pytest.TempPathFactory, documents: list[str], size: int) -> None:
+def test_ranges_of_json_lines_give_each_row_once(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[str], size: int
+) -> None:
     path = write_jsonl(tmp_path_factory.mktemp("ranges") / "a.jsonl", documents)
     assert read(path, range_bytes=size) == (documents, {})
 
@@ -120,9 +126,17 @@ def test_ranges_of_json_lines_give_each_row_once(tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     ("row", "reason", "message"),
     [
-        (b'{"text": "caf\xe9"}', "invalid_utf8", r"line 2: not UTF-8 \(byte 0xe9 at offset 13\); convert the file"),
+        (
+            b'{"text": "caf\xe9"}',
+            "invalid_utf8",
+            r"line 2: not UTF-8 \(byte 0xe9 at offset 13\); convert the file",
+        ),
         (b"{text: 1}", "invalid_row", "line 2: not JSON .*one object a line is wanted"),
-        (b'{"body": "x"}', "invalid_row", r"line 2: no text in field 'text'; found \['body'\]; set text_field"),
+        (
+            b'{"body": "x"}',
+            "invalid_row",
+            r"line 2: no text in field 'text'; found \['body'\]; set text_field",
+        ),
         (b"[1]", "invalid_row", "line 2: no text in field 'text'; found list"),
     ],
 )
@@ -188,5 +202,9 @@ def test_folders_and_globs_are_sorted(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.txt", "c/d.jsonl.xz", "notes.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(lzma.compress(b"") if name.endswith("xz") else b"")
-    assert [Path(unit.origin).name for unit in list_units([SourceConfig(path=str(tmp_path))])] == ["a.txt", "b.jsonl", "d.jsonl.xz"]
+    assert [Path(unit.origin).name for unit in list_units([SourceConfig(path=str(tmp_path))])] == [
+        "a.txt",
+        "b.jsonl",
+        "d.jsonl.xz",
+    ]
     assert [Path(unit.origin).name for unit in list_units([SourceConfig(path=f"{tmp_path}/*.jsonl")])] == ["b.jsonl"]

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from bitbert.config import dump_config
 from bitbert.data_prep import blocks, rows
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.workers import WorkerPool
-from bitbert.data_prep.write_shards import Share, build_share, build_shards
+from bitbert.data_prep.write_shards import Share, build_shards, build_share
+
+from bitbert.config import dump_config
 from bitbert.errors import UserError
 
 from .conftest import make_documents, tree_hashes, write_jsonl
@@ -50,7 +50,9 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see the worker processes")
 @pytest.mark.parametrize("stage", ["units/*.json", "shards/*.json"])
-def test_a_killed_build_continues_to_the_same_bytes(tmp_path: Path, corpus: Path, make_config: MakeConfig, stage: str) -> None:
+def test_a_killed_build_continues_to_the_same_bytes(
+    tmp_path: Path, corpus: Path, make_config: MakeConfig, stage: str
+) -> None:
     # More rows than one round of reading takes: the kill meets a build that is still at work.
     config = make_config(corpus)
     build_shards(config, workers=1)
@@ -95,7 +97,9 @@ def test_a_full_disk_is_one_sentence_and_the_build_continues(
         real(path, write)
 
     monkeypatch.setattr(blocks, "write_atomically", fill_up)
-    with pytest.raises(UserError, match="no space left for .*No space left on device.*free some.*run the same command again"):
+    with pytest.raises(
+        UserError, match=r"no space left for .*No space left on device.*free some.*run the same command again"
+    ):
         build_shards(config, replace=True, workers=1)
     assert tree_hashes(tmp_path / "shards") == expected  # the old output is as it was
     assert len(list((tmp_path / ".shards.work" / "units").glob("*.json"))) == 2
@@ -122,11 +126,16 @@ def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_one_sentence(tmp_path: Path) -> None:
-    with WorkerPool(2, tmp_path) as pool, pytest.raises(UserError, match="a worker process was killed.*run the same command again"):
+    with (
+        WorkerPool(2, tmp_path) as pool,
+        pytest.raises(UserError, match=r"a worker process was killed.*run the same command again"),
+    ):
         list(pool.run(os._exit, [(9,), (9,)]))
 
 
-def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path, corpus: Path, make_config: MakeConfig) -> None:
+def test_a_changed_file_is_read_again_and_the_others_are_not(
+    tmp_path: Path, corpus: Path, make_config: MakeConfig
+) -> None:
     config = make_config(corpus)
     for _ in range(2):
         build_share(config, Share(0, 1), workers=1)
@@ -144,15 +153,19 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(tmp_path: Path, cor
 
 def test_remains_of_another_build_are_named(corpus: Path, make_config: MakeConfig) -> None:
     build_share(make_config(corpus), Share(0, 2), workers=1)
-    with pytest.raises(UserError, match="holds an unfinished build with another config; .*pass --replace to start anew"):
+    with pytest.raises(
+        UserError, match=r"holds an unfinished build with another config; .*pass --replace to start anew"
+    ):
         build_shards(make_config(corpus, seed=1), workers=1)
     build_shards(make_config(corpus, seed=1), replace=True, workers=1)
 
 
-def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(tmp_path: Path, corpus: Path, make_config: MakeConfig) -> None:
+def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(
+    tmp_path: Path, corpus: Path, make_config: MakeConfig
+) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "precious").touch()
-    with pytest.raises(UserError, match="already exists; choose another output=..., or pass --replace"):
+    with pytest.raises(UserError, match=r"already exists; choose another output=\.\.\., or pass --replace"):
         build_shards(make_config(corpus), workers=1)
     assert (tmp_path / "shards" / "precious").exists()
     build_shards(make_config(corpus), replace=True, workers=1)

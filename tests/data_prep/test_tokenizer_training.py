@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from bitbert.config import dump_config
 from bitbert.data_prep.config import DataConfig, TokenizerConfig
 from bitbert.data_prep.train_tokenizer import count_words, train_tokenizer
 from bitbert.data_prep.wordpiece import learn_vocabulary
 from bitbert.data_prep.write_shards import build_shards
+
+from bitbert.config import dump_config
 from bitbert.errors import UserError
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import SPECIAL_TOKENS
@@ -72,7 +72,9 @@ def _slow_vocabulary(words: dict[str, int]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
-def test_every_run_gives_the_same_bytes(tmp_path: Path, make_training: Callable[..., TokenizerConfig], kind: str) -> None:
+def test_every_run_gives_the_same_bytes(
+    tmp_path: Path, make_training: Callable[..., TokenizerConfig], kind: str
+) -> None:
     """Fresh processes with other hash seeds: what made other trainers differ from run to run."""
     hashes = []
     for seed in ("1", "2", "3"):
@@ -87,7 +89,10 @@ def test_every_run_gives_the_same_bytes(tmp_path: Path, make_training: Callable[
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
 def test_trained_tokenizers_work_through_the_pipeline(
-    tmp_path: Path, make_training: Callable[..., TokenizerConfig], make_config: Callable[..., DataConfig], kind: str
+    tmp_path: Path,
+    make_training: Callable[..., TokenizerConfig],
+    make_config: Callable[..., DataConfig],
+    kind: str,
 ) -> None:
     trained = train_tokenizer(make_training(kind=kind))
     assert trained.kind == kind
@@ -102,7 +107,9 @@ def test_trained_tokenizers_work_through_the_pipeline(
     assert report["train"]["rows"] == len(rows)
 
 
-def test_text_cannot_spell_the_special_tokens_of_sentencepiece(make_training: Callable[..., TokenizerConfig]) -> None:
+def test_text_cannot_spell_the_special_tokens_of_sentencepiece(
+    make_training: Callable[..., TokenizerConfig],
+) -> None:
     trained = train_tokenizer(make_training(kind="sentencepiece"))
     specials = {trained.token_to_id(token) for token in SPECIAL_TOKENS}
     assert len(specials) == 5
