@@ -7,8 +7,7 @@ made, from (seed, epoch, row).
 Columns of a row:
     input_ids           list<uint16>, or list<uint32> for a vocabulary above 65,536: [CLS] A [SEP] B [SEP]
     segment_b_start     uint16: first position of B; equals the row's length when there is no B
-    next_sentence_label uint8: 0 = B follows A in the text, 1 = B comes from another document (HF's
-        convention)
+    next_sentence_label uint8: 0 = B follows A in the text, 1 = B comes from another document (HF's convention)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -252,6 +251,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = [key for key in _MANIFEST_KEYS if key not in manifest]
     if missing:
         raise UserError(f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}")
+    strange = [entry["name"] for entry in manifest["files"] if Path(entry["name"]).name != entry["name"]]
+    if strange:
+        raise UserError(f"{str(folder / MANIFEST)!r} names files outside of its folder ({strange[0]!r}); {_ADVICE}")
     if not manifest["rows"]:
         raise UserError(f"shard folder {str(folder)!r} holds no rows; build it again from a corpus with text")
     return manifest

@@ -73,8 +73,8 @@ def build(
 
     Example: bitbert-data configs/data_prep/demo.yaml output=runs/shards
 
-    On a cluster: bitbert-data CONFIG --task-index $SLURM_ARRAY_TASK_ID --num-tasks 16, then bitbert-data
-        finish CONFIG
+    On a cluster: bitbert-data CONFIG --task-index $SLURM_ARRAY_TASK_ID --num-tasks 16, and then
+    bitbert-data finish CONFIG
     """
     if (task_index is None) != (num_tasks is None):
         raise UserError("--task-index and --num-tasks go together; give both or none")

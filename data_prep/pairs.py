@@ -1,12 +1,10 @@
-"""Where rows begin and end: next-sentence pairs as in original BERT (Devlin et al., 2018), or single
-segments.
+"""Where rows begin and end: next-sentence pairs as in original BERT (Devlin et al., 2018), or single segments.
 
 Consecutive sentences fill a row up to its length. For pairs, a border between two of them cuts the row into A
 and the B that follows; in half of the rows B comes from another document instead, never the same one, and the
 sentences that B displaced open the next row. Where BERT truncates a row that has grown too long, here the
-rest of
-the sentence opens the next row: each token of a document is in exactly one row as its own (and in any number
-of rows as a random B).
+rest of the sentence opens the next row: each token of a document is in exactly one row as its own (and in any
+number of rows as a random B).
 """
 
 import random
@@ -30,14 +28,12 @@ class RowSpan:
 
 @dataclass
 class RowBuilder:
-    """Cuts documents into rows. A document is given as its edges: the borders of its sentences, both ends
-    included.
+    """Cuts documents into rows. A document is given as its edges: its sentences' borders, both ends included.
 
     Attributes:
         room: ids a row, special tokens not counted; at least 2.
         short_probability: share of rows that are filled to a random shorter length only.
-        stream: the source of chance, used in a fixed order; ``random()`` alone, whose values Python promises
-            to keep.
+        stream: the source of chance; only its ``random()`` is used, whose values Python promises to keep.
     """
 
     room: int

@@ -1,9 +1,8 @@
 """The second stage: what the corpus as a whole decides. Duplicates, and which range of keys each shard takes.
 
 The documents' records alone are read, one range of keys after the other, so memory does not grow with the
-corpus.
-The plan is a function of the documents and the config: not of workers, tasks, or the order in which they
-    finish.
+corpus. The plan is a function of the documents and the config: not of workers, tasks, or the order in which they
+finish.
 """
 
 import json
@@ -49,8 +48,7 @@ class Plan:
     Attributes:
         blocks: names of all blocks, in the order of the units.
         dropped: what the plan leaves out: source -> reason -> documents.
-        first_rows, first_sentences, first_ids: int64 (blocks, shards + 1): where each shard's part of a block
-            begins.
+        first_rows, first_sentences, first_ids: int64 (blocks, shards + 1): where a shard's part of a block begins.
         near_duplicates: uint64, sorted: orders of the documents that are left out as near-duplicates.
     """
 

@@ -45,8 +45,7 @@ class UnitReader:
         """Yield the texts in the unit's order.
 
         Raises:
-            UserError: under policy ``fail``, for a damaged file, bytes that are not UTF-8, or a row without
-                text.
+            UserError: under policy ``fail``, for a damaged file, bytes that are not UTF-8, or a row without text.
         """
         read = _READERS[self.unit.kind]
         try:

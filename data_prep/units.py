@@ -26,8 +26,7 @@ class Unit:
         source: index of the source in the config.
         kind: one of ``KINDS``, or ``"hub"``.
         origin: path of the file, or the dataset's id.
-        start, stop: byte range, row groups or hub shard that the unit covers; ``stop`` is None for "to the
-            end".
+        start, stop: bytes, row groups or hub shard that the unit covers; ``stop`` is None for "to the end".
         num_bytes: size on disk, to hand out the long units first; 0 where it is not known.
         stamp: the file's time of change (ns), or the dataset's commit: another one makes another build.
     """

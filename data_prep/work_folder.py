@@ -37,8 +37,7 @@ class WorkFolder:
         A file of the corpus that changed since is read again; the others are not.
 
         Raises:
-            UserError: it belongs to another config, tokenizer or list of files, and ``discard_other`` is
-                false.
+            UserError: it belongs to another config, tokenizer or list of files, and ``discard_other`` is false.
         """
         marker = self.root / "build.json"
         described = {

@@ -46,8 +46,7 @@ class WorkerPool:
         ``function`` and its arguments must pickle.
 
         Raises:
-            UserError: a step's own, a full disk, or a worker that the system killed. Steps that ended stay
-                done.
+            UserError: a step's own, a full disk, or a worker that the system killed. Steps that ended stay done.
         """
         if self._workers == 1 or len(steps) <= 1:
             for step in steps:

@@ -1,5 +1,4 @@
-"""The build: corpus in, a folder with train/, heldout/, a report and the resolved config out, whole or not at
-all.
+"""The build: corpus in; a folder with train/, heldout/, a report and the config out, whole or not at all.
 
 Three stages. Units of the corpus are read into blocks of tokenised documents (by far the most work); the plan
 removes duplicates and gives each shard a range of keys; each shard is cut into rows. Units and shards are

@@ -87,6 +87,39 @@ def test_two_ranks_or_eight_see_the_same_global_batches() -> None:
             assert np.concatenate(parts).tolist() == whole[step * batch : (step + 1) * batch].tolist()
 
 
+def test_epoch_order_is_the_specified_one() -> None:
+    """docs/format-shards.md, followed with plain integers."""
+    mask = 2**64 - 1
+
+    def mix(value: int) -> int:
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & mask
+        value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
+        return value ^ value >> 31
+
+    def key(*parts: int) -> int:
+        value = 0
+        for part in parts:
+            value = mix(value + 0x9E3779B97F4A7C15 + part & mask)
+        return value
+
+    def row(position: int, size: int, seed: int, epoch: int) -> int:
+        half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+        while True:
+            left, right = position >> half, position & ((1 << half) - 1)
+            for number in range(6):
+                mixed = mix(right + key(seed, epoch, number) & mask)
+                left, right = right, left ^ (mixed & ((1 << half) - 1))
+            position = left << half | right
+            if position < size:
+                return position
+
+    assert permute(np.arange(10), 10, seed=1, epoch=0).tolist() == [0, 9, 2, 6, 7, 5, 4, 3, 8, 1]
+    for size in (1, 2, 10, 1000):
+        expected = [row(position, size, 7, 3) for position in range(size)]
+        assert permute(np.arange(size), size, seed=7, epoch=3).tolist() == expected
+        assert sorted(expected) == list(range(size))
+
+
 def test_other_tools_open_the_files(folder: Path) -> None:
     import pyarrow as pa
 
@@ -191,6 +224,7 @@ def test_arrow_files_of_another_make_are_refused(folder: Path, tokenizer: Tokeni
         ),
         (lambda manifest: manifest.pop("files"), "lacks files; the file is damaged"),
         (lambda manifest: manifest.update(rows=0), "holds no rows"),
+        (lambda manifest: manifest["files"][0].update(name="../a.arrow"), r"names files outside .*'\.\./a\.arrow'"),
     ],
 )
 def test_manifests_are_checked(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
