@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,13 +69,20 @@ class WorkerPool:
 
 
 def _guarded(function: Callable[..., Any], work_folder: Path, *arguments: Any) -> Any:
-    try:
+    with full_disk_explained(work_folder):
         return function(*arguments)
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn a full disk inside the block into a :class:`UserError` that names the file, or else ``folder``."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
-            f"no space left for {str(error.filename or work_folder)!r} ({error.strerror}); "
+            f"no space left for {str(error.filename or folder)!r} ({error.strerror}); "
             "free some, or choose another output=..., and run the same command again: what is finished is kept"
         ) from error
 

@@ -7,6 +7,7 @@ may build them, in any order, and a killed build continues where it stopped.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from .sources import list_units
 from .splits import SPLITS
 from .units import Unit
 from .work_folder import WorkFolder
-from .workers import WorkerPool, usable_cores
+from .workers import WorkerPool, full_disk_explained, usable_cores
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ def build_shards(config: DataConfig, *, replace: bool = False, workers: int | No
     """
     _refuse_existing(config, replace)
     build = open_build(config, discard_other=replace, workers=workers)
-    with build.pool:
+    with build.pool, full_disk_explained(build.work.root):
         unit_records = _read_units(build, Share())
         plan = _plan(build, unit_records)
         shard_records = _build_shards(build, plan, Share())
-    report = _publish(build, unit_records, plan, shard_records, replace=replace)
+        report = _publish(build, unit_records, plan, shard_records, replace=replace)
     build.work.remove()
     return report
 
@@ -200,7 +201,7 @@ def _publish(
             entries = []
             for record in records:
                 name = f"shard-{record['number']:05d}.arrow"
-                os.link(build.work.shard_file(split, record["number"]), folder / name)
+                _link_or_copy(build.work.shard_file(split, record["number"]), folder / name)
                 entries.append({**record["file"], "name": name})
             write_manifest(
                 folder,
@@ -219,6 +220,13 @@ def _publish(
         write_json_atomically(temporary / "report.json", report)
         write_text_atomically(temporary / "report.html", render_page(report))
     return report
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _describe_sources(build: Build) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,9 @@ MakeConfig = Callable[..., DataConfig]
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    documents = make_documents(1200, sentences=20)
+    documents = make_documents(600, sentences=12)
     for part in range(12):
-        write_jsonl(tmp_path / "corpus" / f"part-{part:02d}.jsonl", documents[part * 100 : part * 100 + 100])
+        write_jsonl(tmp_path / "corpus" / f"part-{part:02d}.jsonl", documents[part * 50 : part * 50 + 50])
     return tmp_path / "corpus"
 
 
@@ -53,8 +54,7 @@ def is_alive(pid: int) -> bool:
 def test_a_killed_build_continues_to_the_same_bytes(
     tmp_path: Path, corpus: Path, make_config: MakeConfig, stage: str
 ) -> None:
-    # More rows than one round of reading takes: the kill meets a build that is still at work.
-    config = make_config(corpus)
+    config = make_config(corpus, rows_per_shard=1)  # many small shards: the kill meets a build that is at work
     build_shards(config, workers=1)
     expected = tree_hashes(tmp_path / "shards")
     (tmp_path / "shards").rename(tmp_path / "before")
@@ -118,6 +118,31 @@ def test_a_shard_that_cannot_be_written_leaves_nothing_half_written(
         build_shards(make_config(corpus), workers=1)
     assert not (tmp_path / "shards").exists()
     assert not list((tmp_path / ".shards.work" / "shards").iterdir())
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all_work(
+    tmp_path: Path, corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without hard links the shards are copied into place; here the copy does not fit."""
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", no_links)
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(UserError, match="no space left"):
+            build_shards(make_config(corpus), workers=1)
+        assert [path.name for path in tmp_path.iterdir() if "shards" in path.name] == [".shards.work"]
+        patched.undo()
+        patched.setattr(os, "link", no_links)
+        build_shards(make_config(corpus), workers=1)
+    copied = tree_hashes(tmp_path / "shards")
+    build_shards(make_config(corpus), replace=True, workers=1)
+    assert copied == tree_hashes(tmp_path / "shards")
 
 
 def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
