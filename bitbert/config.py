@@ -37,16 +37,28 @@ def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[s
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/")
+        raise UserError(
+            f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config file {str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"config file {str(path)!r} holds {type(data).__name__}, wanted a mapping of keys to values")
-    for override in overrides or []:
+    return check_config(config_class, parse_overrides(overrides or [], data), origin=str(path))
+
+
+def parse_overrides(overrides: list[str], data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Apply ``a.b=c`` overrides to ``data`` (default: nothing) and return it.
+
+    Raises:
+        UserError: an override has no ``=``, is not YAML, or names a key below a plain value.
+    """
+    data = {} if data is None else data
+    for override in overrides:
         _apply_override(data, override)
-    return check_config(config_class, data, origin=str(path))
+    return data
 
 
 def check_config(config_class: type[ConfigT], data: dict[str, Any], origin: str) -> ConfigT:
@@ -94,7 +106,9 @@ def _expand(value: Any, origin: str) -> Any:
         name, default = match.groups()
         found = os.environ.get(name, default)
         if found is None:
-            raise UserError(f"{origin}: {value!r} needs the environment variable {name}, which is not set; export {name}=...")
+            raise UserError(
+                f"{origin}: {value!r} needs the environment variable {name}, which is not set; export {name}=..."
+            )
         return found
 
     return _VARIABLE.sub(replace, value)

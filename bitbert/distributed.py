@@ -51,7 +51,11 @@ def detect_topology(environment: Mapping[str, str] = os.environ) -> Topology:
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
         address = environment.get("MASTER_ADDR") or first_node(nodes)
         # From the job id, below the ephemeral range: no clash between jobs, no random port to agree on.
-        port = _integer(environment, "MASTER_PORT", default=20000 + _integer(environment, "SLURM_JOB_ID", default=0) % 12000)
+        port = _integer(
+            environment,
+            "MASTER_PORT",
+            default=20000 + _integer(environment, "SLURM_JOB_ID", default=0) % 12000,
+        )
     else:
         return Topology(0, 1, 0, "127.0.0.1", 0)
     rank, world_size, local_rank = (_integer(environment, name) for name in names)
@@ -74,7 +78,9 @@ def _integer(environment: Mapping[str, str], name: str, default: int | None = No
     text = environment.get(name)
     if text is None:
         if default is None:
-            raise UserError(f"the launcher set no {name}; start with torchrun, deepspeed or srun, or unset its variables")
+            raise UserError(
+                f"the launcher set no {name}; start with torchrun, deepspeed or srun, or unset its variables"
+            )
         return default
     try:
         return int(text)

@@ -69,6 +69,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                file.chmod(0o644)  # some writers make files that only their owner can read
             fsync_path(file)
         fsync_path(temporary)
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
@@ -88,4 +90,6 @@ def read_json(path: Path, what: str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{what} {str(path)!r} does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {str(path)!r} is not valid JSON ({error}); the file is damaged, make or copy it again") from error
+        raise UserError(
+            f"{what} {str(path)!r} is not valid JSON ({error}); the file is damaged, make or copy it again"
+        ) from error

@@ -174,7 +174,11 @@ def save_packed(folder: Path, model: PackedModel, card: str, *, replace: bool = 
         text = json.dumps(asdict(model.config), indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         # "pt" is the marker that transformers asks of a safetensors file.
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()}, temporary / WEIGHTS_FILE, {"format": "pt"})
+        save_file(
+            {name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()},
+            temporary / WEIGHTS_FILE,
+            {"format": "pt"},
+        )
         model.tokenizer.save(temporary)
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         sums = [f"{sha256_file(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
@@ -190,7 +194,10 @@ def load_packed(path: str | Path) -> PackedModel:
     """
     folder = Path(path)
     if not is_packed(folder):
-        raise UserError(f"{str(folder)!r} is not a packed checkpoint (no {SUMS_FILE} and {WEIGHTS_FILE}); make one with bitbert-export or bitbert-finetune")
+        raise UserError(
+            f"{str(folder)!r} is not a packed checkpoint (no {SUMS_FILE} and {WEIGHTS_FILE}); "
+            "make one with bitbert-export or bitbert-finetune"
+        )
     _check_sums(folder)
     config = parse_config(read_json(folder / CONFIG_FILE, "packed config"), str(folder / CONFIG_FILE))
     try:
@@ -223,10 +230,16 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
         raise UserError(f"{origin}: holds {type(data).__name__}, wanted an object")
     found = (data.get("format"), data.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
-        raise UserError(f"{origin}: is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; export the model again or update bitbert")
+        raise UserError(
+            f"{origin}: is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; "
+            "export the model again or update bitbert"
+        )
     names = {config_field.name for config_field in fields(PackedConfig)}
     if set(data) != names:
-        raise UserError(f"{origin}: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}; the file is not of version {FORMAT_VERSION}")
+        raise UserError(
+            f"{origin}: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}; "
+            f"the file is not of version {FORMAT_VERSION}"
+        )
     for name in (*_SIZES, "residual_rank"):
         lowest = 0 if name == "residual_rank" else 1
         if type(data[name]) is not int or not lowest <= data[name] < 2**31:
@@ -235,14 +248,26 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
         if data[name] not in choices:
             raise UserError(f"{origin}: {name} is {data[name]!r}, wanted one of {', '.join(choices)}")
     if data["hidden_size"] % data["num_attention_heads"]:
-        raise UserError(f"{origin}: hidden_size {data['hidden_size']} is not a multiple of num_attention_heads {data['num_attention_heads']}")
+        raise UserError(
+            f"{origin}: hidden_size {data['hidden_size']} is not a multiple of num_attention_heads "
+            f"{data['num_attention_heads']}"
+        )
     if data["max_length"] > data["max_position_embeddings"]:
-        raise UserError(f"{origin}: max_length {data['max_length']} is above max_position_embeddings {data['max_position_embeddings']}")
+        raise UserError(
+            f"{origin}: max_length {data['max_length']} is above max_position_embeddings "
+            f"{data['max_position_embeddings']}"
+        )
     if not isinstance(data["layer_norm_eps"], float) or not 0 <= data["layer_norm_eps"] < 1:
         raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
     labels = data["labels"]
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or (data["head"] == "classification" and len(labels) < 2):
-        raise UserError(f"{origin}: labels are {labels!r}, wanted a list of at least two strings for a classification head")
+    if (
+        not isinstance(labels, list)
+        or not all(isinstance(label, str) for label in labels)
+        or (data["head"] == "classification" and len(labels) < 2)
+    ):
+        raise UserError(
+            f"{origin}: labels are {labels!r}, wanted a list of at least two strings for a classification head"
+        )
     if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
         raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
     return PackedConfig(**data)
@@ -255,27 +280,39 @@ def _check_sums(folder: Path) -> None:
         entries[name] = digest
     for required in (CONFIG_FILE, WEIGHTS_FILE):
         if required not in entries:
-            raise UserError(f"{str(folder / SUMS_FILE)!r} does not list {required}; the checkpoint is damaged, copy it again")
+            raise UserError(
+                f"{str(folder / SUMS_FILE)!r} does not list {required}; the checkpoint is damaged, copy it again"
+            )
     files = {file.name for file in folder.iterdir()} - {SUMS_FILE}
     if files != set(entries):
-        raise UserError(f"{str(folder)!r}: {SUMS_FILE} lists {sorted(entries)}, the folder has {sorted(files)}; copy the checkpoint again")
+        raise UserError(
+            f"{str(folder)!r}: {SUMS_FILE} lists {sorted(entries)}, the folder has {sorted(files)}; "
+            "copy the checkpoint again"
+        )
     for name, digest in entries.items():
         found = sha256_file(folder / name)
         if found != digest:
-            raise UserError(f"{str(folder / name)!r} was altered or cut off: sha256 is {found[:12]}..., {SUMS_FILE} says {digest[:12]}...; copy the checkpoint again")
+            raise UserError(
+                f"{str(folder / name)!r} was altered or cut off: sha256 is {found[:12]}..., "
+                f"{SUMS_FILE} says {digest[:12]}...; copy the checkpoint again"
+            )
 
 
 def _check_tensors(config: PackedConfig, tensors: Mapping[str, np.ndarray], origin: str) -> None:
     specs = tensor_specs(config)
     missing, extra = sorted(set(specs) - set(tensors)), sorted(set(tensors) - set(specs))
     if missing or extra:
-        raise UserError(f"{origin}: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}; the file does not fit its config")
+        raise UserError(
+            f"{origin}: missing tensors {missing[:3]}, unexpected tensors {extra[:3]}; the file does not fit its config"
+        )
     for name, (dtype, shape) in specs.items():
         tensor = tensors[name]
         if str(tensor.dtype) != dtype or tensor.shape != shape:
             raise UserError(f"{origin}: {name} is {tensor.dtype} {tensor.shape}, wanted {dtype} {shape}")
         if dtype == "float32" and not np.isfinite(tensor).all():
-            raise UserError(f"{origin}: {name} holds values that are not finite; the model diverged or the file is damaged")
+            raise UserError(
+                f"{origin}: {name} holds values that are not finite; the model diverged or the file is damaged"
+            )
         if name.endswith((".alpha", ".weight_scale")) and not (tensor > 0).all():
             raise UserError(f"{origin}: {name} holds {tensor.min()}, wanted scales above 0")
     for name, (_, columns) in binary_matrices(config).items():
@@ -284,4 +321,7 @@ def _check_tensors(config: PackedConfig, tensors: Mapping[str, np.ndarray], orig
         if columns % 8:
             tail[:, 0] >>= columns % 8
         if tail.any():
-            raise UserError(f"{origin}: {name}.weight_bits has bits set beyond column {columns}, wanted zeros; the file was not written by this format")
+            raise UserError(
+                f"{origin}: {name}.weight_bits has bits set beyond column {columns}, wanted zeros; "
+                "the file was not written by this format"
+            )

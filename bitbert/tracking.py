@@ -71,7 +71,9 @@ class Tracker:
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
-    def _start_mlflow(self, folder: Path, uri: str, experiment: str, run_name: str | None, parameters: dict[str, Any]) -> None:
+    def _start_mlflow(
+        self, folder: Path, uri: str, experiment: str, run_name: str | None, parameters: dict[str, Any]
+    ) -> None:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
@@ -92,20 +94,27 @@ class Tracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._client.log_batch(self._run_id, metrics=[Metric(key, float(value), now_ms, step) for key, value in values.items()])
+        self._client.log_batch(
+            self._run_id, metrics=[Metric(key, float(value), now_ms, step) for key, value in values.items()]
+        )
 
     def _mirror(self, act: Any) -> None:
         try:
             act()
         except Exception as error:  # whatever the client raises, training goes on
-            log(f"tracking: MLflow failed ({type(error).__name__}: {error}); the run goes on, metrics.jsonl is complete")
+            log(
+                f"tracking: MLflow failed ({type(error).__name__}: {error}); the run goes on, metrics.jsonl is complete"
+            )
             self._client = None
 
 
 def check_mlflow_uri(uri: str | None) -> None:
     """Refuse MLflow URIs that cannot work before a run starts."""
     if uri and "://" not in uri:
-        raise UserError(f"mlflow_uri {uri!r} is a folder, which MLflow no longer supports; use sqlite:///{uri.strip('./') or 'mlflow'}.db or a server's address")
+        raise UserError(
+            f"mlflow_uri {uri!r} is a folder, which MLflow no longer supports; "
+            f"use sqlite:///{uri.strip('./') or 'mlflow'}.db or a server's address"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Pretraining: MLM + NSP with distillation from a full-precision teacher, through DeepSpeed."""

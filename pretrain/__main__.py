@@ -1,1 +1,70 @@
-def main() -> None: ...
+"""bitbert-pretrain: pretrain a binary BERT."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from bitbert.config import load_config
+from bitbert.distributed import log
+from bitbert.errors import run_door
+
+from .config import PretrainConfig
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[
+        str, typer.Argument(help="YAML file of one run, e.g. configs/pretrain/demo.yaml.", metavar="CONFIG")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys to change, e.g. steps=1000 optimizer.learning_rate=1e-3.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, print the resolved config, counts, tokens and memory, and stop.",
+        ),
+    ] = False,
+) -> None:
+    """Pretrain a binary BERT: MLM + NSP, distilled from a full-precision teacher, through DeepSpeed.
+
+    One process by default; several with a launcher:
+
+      torchrun --nproc-per-node 2 -m bitbert.pretrain CONFIG
+
+      deepspeed --module bitbert.pretrain CONFIG
+
+      srun python -m bitbert.pretrain CONFIG
+
+    A run folder that holds checkpoints is continued from the newest one that verifies. SIGTERM or SIGUSR1 ends a run
+    within a step with a checkpoint and exit code 75: start it again to go on.
+    """
+    resolved = load_config(PretrainConfig, config, overrides)
+    if dry_run:
+        from .dry_run import describe_run
+
+        typer.echo(describe_run(resolved))
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from .loop import pretrain as run_pretraining
+    from .preempt import EXIT_PREEMPTED, PreemptedError
+
+    try:
+        folder = run_pretraining(resolved)
+    except PreemptedError as stopped:
+        log(str(stopped))
+        raise typer.Exit(EXIT_PREEMPTED) from stopped
+    typer.echo(f"run folder: {folder}")
+
+
+def main() -> None:
+    run_door(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from bitbert.model.configuration import METHOD_FIELDS, PRESETS, BitBertConfig, preset_fields
+from bitbert.model.configuration import METHOD_FIELDS, PRESETS, SHAPE_FIELDS, BitBertConfig, preset_fields
 from bitbert.model.modeling import (
     BitBertForMaskedLM,
     BitBertForNextSentencePrediction,
@@ -29,6 +29,7 @@ AutoModelForSequenceClassification.register(BitBertConfig, BitBertForSequenceCla
 __all__ = [
     "METHOD_FIELDS",
     "PRESETS",
+    "SHAPE_FIELDS",
     "BitBertConfig",
     "BitBertForMaskedLM",
     "BitBertForNextSentencePrediction",

@@ -32,7 +32,7 @@ class ResidualEstimator(nn.Module):
         self.value_residual = nn.Linear(hidden_size, 1)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden_states (batch, positions, hidden) -> E (batch, 1, positions, positions), r_v (batch, 1, positions, 1)."""
+        """(batch, positions, hidden) -> E (batch, 1, positions, positions) and r_v (batch, 1, positions, 1)."""
         q_p, k_p = self.query_residual(hidden_states), self.key_residual(hidden_states)
         q_m, k_m = self.query_binary(hidden_states), self.key_binary(hidden_states)
         scores = (q_m + q_p) @ k_p.transpose(-1, -2) + q_p @ k_m.transpose(-1, -2)

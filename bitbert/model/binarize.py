@@ -18,9 +18,12 @@ MIN_STEP = 1e-5
 """Step sizes are clamped to this from below in the forward pass."""
 
 
-def sign(x: Tensor) -> Tensor:
-    """+1 where x >= 0, else -1, in x's dtype. NaN gives -1."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+def sign(x: Tensor, threshold: Tensor | float = 0.0) -> Tensor:
+    """+1 where x >= threshold, else -1, in x's dtype. NaN gives -1.
+
+    Comparing with a threshold gives the sign of the difference exactly, without computing the difference.
+    """
+    return (x >= threshold).to(x.dtype).mul_(2).sub_(1)
 
 
 class _StepSize(Function):
@@ -97,7 +100,7 @@ class _WeightSigns(Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, center: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(scale)
-        return sign(weight - center)
+        return sign(weight, center)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -135,7 +138,7 @@ def binarize_weight(weight: Tensor, weight_scale: str) -> tuple[Tensor, Tensor]:
 class _EmbeddingRows(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, center: Tensor) -> Tensor:
-        return rows.abs().mean(dim=-1, keepdim=True) * sign(rows - center)
+        return rows.abs().mean(dim=-1, keepdim=True) * sign(rows, center)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -1,6 +1,6 @@
 """BitBertConfig: HF field names plus what each method binarizes and how. Methods are data, not classes."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -56,7 +56,9 @@ class BitBertConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.residual_rank < 0:
             raise ValueError(f"residual_rank {self.residual_rank} is negative; use 0 for no estimators")
         super().__post_init__(**kwargs)
@@ -99,14 +101,20 @@ def preset_fields(method: str) -> dict[str, Any]:
         UserError: there is no such preset.
     """
     if method not in PRESETS:
-        raise UserError(f"method {method!r} is not known{did_you_mean(method, PRESETS)}; presets: {', '.join(sorted(PRESETS))}")
+        raise UserError(
+            f"method {method!r} is not known{did_you_mean(method, PRESETS)}; presets: {', '.join(sorted(PRESETS))}"
+        )
     return {"method": method, **PRESETS[method]}
 
 
+SHAPE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
 METHOD_FIELDS = ("method", *PRESETS["bipft-b"])
-CHOICES = {
-    "weight_scale": get_args(WeightScale),
-    "ffn_input": get_args(InputBinarizer),
-    "pooler": get_args(Pooler),
-    "hidden_act": get_args(Activation),
-}

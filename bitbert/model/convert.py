@@ -97,11 +97,16 @@ def from_reference(tensors: dict[str, Tensor], method: str, config: dict[str, An
         raise UserError(f"reference method {method!r} is not known; wanted 'bipft'")
     has_estimators = any(".q_p." in name for name in tensors)
     bit_config = BitBertConfig(**{**preset_fields("bipft-b" if has_estimators else "bipft-a"), **config})
-    mapping = {f"bitbert.{ours}": f"bert.{theirs}" for ours, theirs in (_encoder_map(bit_config) | _reference_map(bit_config)).items()}
     model = BitBertForPreTraining(bit_config)
-    _load(model, dict(tensors), mapping | _MLM_HEAD | _NSP_HEAD, what="BiPFT state dict")
+    _load(model, tensors, reference_key_map(bit_config), what="BiPFT state dict")
     mark_calibrated(model)
     return model
+
+
+def reference_key_map(config: BitBertConfig) -> dict[str, str]:
+    """Every parameter of our pretraining model -> its name in BiPFT's published implementation."""
+    encoder = _encoder_map(config) | _reference_map(config)
+    return {f"bitbert.{ours}": f"bert.{theirs}" for ours, theirs in encoder.items()} | _MLM_HEAD | _NSP_HEAD
 
 
 def mark_calibrated(model: torch.nn.Module) -> None:
@@ -125,7 +130,10 @@ def _reference_map(config: BitBertConfig) -> dict[str, str]:
     """Our encoder's parameters -> the published names, for what a full-precision BERT lacks."""
 
     def binary_linear(ours: str, theirs: str) -> dict[str, str]:
-        return {f"{ours}.shift": f"{theirs}.move.bias", f"{ours}.input_binarizer.alpha": f"{theirs}.input_clip_val"}
+        return {
+            f"{ours}.shift": f"{theirs}.move.bias",
+            f"{ours}.input_binarizer.alpha": f"{theirs}.input_clip_val",
+        }
 
     mapping = binary_linear("pooler.dense", "pooler.dense")
     if config.pooler == "residual_norm":
@@ -156,11 +164,17 @@ def _load(model: BitBertForPreTraining, found: Mapping[str, Tensor], mapping: Ma
     missing = sorted(set(mapping.values()) - set(found))
     left_over = sorted(set(found) - set(mapping.values()) - set(_REDUNDANT))
     if missing or left_over:
-        raise UserError(f"{what}: missing {_some(missing)}; not understood {_some(left_over)}; the keys must be exactly those of the architecture")
+        raise UserError(
+            f"{what}: missing {_some(missing)}; not understood {_some(left_over)}; "
+            "the keys must be exactly those of the architecture"
+        )
     for ours, theirs in mapping.items():
         source, target = found[theirs], parameters[ours]
         if source.numel() != target.numel() or (source.dim() > 0 and source.shape != target.shape):
-            raise UserError(f"{what}: {theirs} has shape {tuple(source.shape)}, wanted {tuple(target.shape)}; teacher and student must have the same shape")
+            raise UserError(
+                f"{what}: {theirs} has shape {tuple(source.shape)}, wanted {tuple(target.shape)}; "
+                "teacher and student must have the same shape"
+            )
         target.copy_(source.reshape(target.shape))
 
 

@@ -9,23 +9,20 @@ from transformers import PreTrainedModel
 
 from bitbert.errors import UserError
 from bitbert.model.binarize import MIN_STEP, weight_statistics
-from bitbert.model.configuration import METHOD_FIELDS, BitBertConfig
+from bitbert.model.configuration import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig
 from bitbert.model.convert import mark_calibrated
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
-from bitbert.model.modeling import BitBertForNextSentencePrediction, BitBertForPreTraining, BitBertForSequenceClassification, BitBertModel
+from bitbert.model.modeling import (
+    BitBertForNextSentencePrediction,
+    BitBertForPreTraining,
+    BitBertForSequenceClassification,
+    BitBertModel,
+    BitBertPreTrainedModel,
+)
 from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, unpack_bits
 from bitbert.tokenizer import Tokenizer
 
-_SHAPE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
+_NEGLIGIBLE_SCALE = 1e-6
 _PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name != "mlm_head_act")  # the MLM head is not packed
 
 
@@ -44,13 +41,21 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
     """
     config = model.config
     if tokenizer.vocab_size != config.vocab_size:
-        raise UserError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; use the tokenizer the model was trained with")
-    uncalibrated = [name for name, module in model.named_modules() if isinstance(module, Binarizer) and not module.calibrated.item()]
+        raise UserError(
+            f"tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
+            "use the tokenizer the model was trained with"
+        )
+    uncalibrated = [
+        name for name, module in model.named_modules() if isinstance(module, Binarizer) and not module.calibrated.item()
+    ]
     if uncalibrated:
-        raise UserError(f"step sizes of {len(uncalibrated)} binarizers (e.g. {uncalibrated[0]}) were never calibrated; train the model before packing it")
+        raise UserError(
+            f"step sizes of {len(uncalibrated)} binarizers (e.g. {uncalibrated[0]}) were never calibrated; "
+            "train the model before packing it"
+        )
     head, labels = _head_of(model)
     packed_config = PackedConfig(
-        **{name: getattr(config, name) for name in (*_SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)},
+        **{name: getattr(config, name) for name in (*SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)},
         head=head,
         labels=labels,
         max_length=max_length,
@@ -67,21 +72,26 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
 
 
 @torch.no_grad()
-def unpack_model(packed: PackedModel, **config_fields: Any) -> PreTrainedModel:
+def unpack_model(packed: PackedModel, **config_fields: Any) -> BitBertPreTrainedModel:
     """Build the torch model of a packed checkpoint; latent weights are scale * (±1).
 
     ``config_fields`` override config entries that packing does not keep, such as dropout. The binarized weights of
     the result are those of the checkpoint, bit for bit; this is checked.
+
+    Raises:
+        UserError: a row's bits are so unbalanced, or its scale so small, that latent weights cannot hold them.
     """
     source = packed.config
-    fields = {name: getattr(source, name) for name in (*_SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)} | config_fields
+    fields = {name: getattr(source, name) for name in (*SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)} | config_fields
     if source.head in ("classification", "regression"):
         fields["num_labels"] = source.num_outputs
         if source.labels:
             fields["id2label"] = dict(enumerate(source.labels))
             fields["label2id"] = {label: index for index, label in enumerate(source.labels)}
     config = BitBertConfig(**fields)
-    model_class = {"none": BitBertModel, "nsp": BitBertForNextSentencePrediction}.get(source.head, BitBertForSequenceClassification)
+    model_class = {"none": BitBertModel, "nsp": BitBertForNextSentencePrediction}.get(
+        source.head, BitBertForSequenceClassification
+    )
     model = model_class(config)
     prefix = "bitbert." if model_class is BitBertModel else ""
     for name, parameter in model.named_parameters():
@@ -93,8 +103,13 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> PreTrainedModel:
             bits, scale = packed.tensors[f"{key}.weight_bits"], packed.tensors[f"{key}.weight_scale"]
             signs = np.where(unpack_bits(bits, module.weight.shape[1]), np.float32(-1), np.float32(1))
             module.weight.copy_(torch.from_numpy(signs * scale[:, None]))
-            if not np.array_equal(_pack_weight(module)["weight_bits"], bits):
-                raise UserError(f"{key}: the bits of a row that is nearly all of one sign cannot be held by latent weights; finetune from the latent checkpoint")
+            changed = (_pack_weight(module)["weight_bits"] != bits).any(axis=1)
+            # An all-zero row (a padding token never trained) has a scale near 0: its signs say nothing.
+            if (changed & (scale > _NEGLIGIBLE_SCALE)).any():
+                raise UserError(
+                    f"{key}: the bits of a row that is nearly all of one sign cannot be held by latent weights; "
+                    "finetune from the latent checkpoint"
+                )
     mark_calibrated(model)
     return model
 
@@ -104,14 +119,20 @@ def _pack_weight(module: BinaryLinear | BinaryEmbedding) -> dict[str, np.ndarray
     granularity = module.weight_scale if isinstance(module, BinaryLinear) else "channel"
     center, scale = weight_statistics(weight, granularity)
     negative: Tensor = weight - center < 0
-    return {"weight_bits": pack_bits(negative.cpu().numpy()), "weight_scale": scale.flatten().float().cpu().numpy()}
+    return {
+        "weight_bits": pack_bits(negative.cpu().numpy()),
+        "weight_scale": scale.flatten().float().cpu().numpy(),
+    }
 
 
 def _head_of(model: PreTrainedModel) -> tuple[str, list[str]]:
     if isinstance(model, BitBertForPreTraining | BitBertForNextSentencePrediction):
         return "nsp", ["is_next", "not_next"]
     if isinstance(model, BitBertForSequenceClassification):
-        if model.config.num_labels == 1:
+        if model.num_labels == 1:
             return "regression", []
-        return "classification", [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    raise UserError(f"{type(model).__name__} cannot be packed; wanted a pretraining, next-sentence or sequence-classification model")
+        names: Any = model.config.id2label
+        return "classification", [str(names[index]) for index in range(model.num_labels)]
+    raise UserError(
+        f"{type(model).__name__} cannot be packed; wanted a pretraining, next-sentence or sequence-classification model"
+    )

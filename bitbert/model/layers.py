@@ -1,6 +1,7 @@
 """Embeddings, encoder layer and pooler: vanilla post-LN BERT around the binary parts."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def gelu(x: Tensor) -> Tensor:
     return _Gelu.apply(x)
 
 
-ACTIVATIONS = {"gelu": gelu, "relu": nn.functional.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": nn.functional.relu}
 
 
 class Embeddings(nn.Module):
@@ -53,7 +54,11 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """input_ids, token_type_ids (batch, positions), int64 -> (batch, positions, hidden)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        summed = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + self.position_embeddings(positions)
+        summed = (
+            self.word_embeddings(input_ids)
+            + self.token_type_embeddings(token_type_ids)
+            + self.position_embeddings(positions)
+        )
         return self.dropout(self.LayerNorm(summed))
 
 
@@ -86,7 +91,9 @@ class Pooler(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.dense = BinaryLinear(config.hidden_size, config.hidden_size, kind="signed", weight_scale=config.weight_scale)
+        self.dense = BinaryLinear(
+            config.hidden_size, config.hidden_size, kind="signed", weight_scale=config.weight_scale
+        )
         residual = config.pooler == "residual_norm"
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if residual else None
 

@@ -83,6 +83,7 @@ class BitBertModel(BitBertPreTrainedModel):
         ``resize_token_embeddings`` hands over a plain embedding, which would silently stop being binary.
         """
         table = self.embeddings.word_embeddings
+        assert isinstance(value, nn.Embedding)  # what transformers hands over
         table.weight, table.num_embeddings = value.weight, value.num_embeddings
 
     def forward(
@@ -114,7 +115,9 @@ class BitBertModel(BitBertPreTrainedModel):
         output = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=self.pooler(hidden),
-            hidden_states=tuple(hidden_states) if _flag(output_hidden_states, self.config.output_hidden_states) else None,
+            hidden_states=tuple(hidden_states)
+            if _flag(output_hidden_states, self.config.output_hidden_states)
+            else None,
             attentions=tuple(attentions) if _flag(output_attentions, self.config.output_attentions) else None,
         )
         return output if _flag(return_dict, self.config.return_dict) else output.to_tuple()
@@ -135,7 +138,7 @@ class BitBertForPreTraining(BitBertPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm_head.decoder
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
 
     def forward(
@@ -158,7 +161,12 @@ class BitBertForPreTraining(BitBertPreTrainedModel):
             next_sentence_label: (batch,), 0 = B follows A, 1 = random.
         """
         output = self.bitbert(
-            input_ids, attention_mask, token_type_ids, output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
         )
         hidden = output.last_hidden_state
         if masked_positions is not None:
@@ -192,7 +200,7 @@ class BitBertForMaskedLM(BitBertPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm_head.decoder
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
 
     def forward(
@@ -207,7 +215,9 @@ class BitBertForMaskedLM(BitBertPreTrainedModel):
         output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
         logits = self.mlm_head(output.last_hidden_state)
         loss = None if labels is None else _token_loss(logits, labels)
-        result = MaskedLMOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        result = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
         return result if return_dict else result.to_tuple()
 
 
@@ -232,7 +242,9 @@ class BitBertForNextSentencePrediction(BitBertPreTrainedModel):
         output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
         logits = self.nsp_head(output.pooler_output)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        result = NextSentencePredictorOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        result = NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
         return result if return_dict else result.to_tuple()
 
 
@@ -241,11 +253,11 @@ class BitBertForSequenceClassification(BitBertPreTrainedModel):
 
     def __init__(self, config: BitBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.bitbert = BitBertModel(config)
         dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     def forward(
@@ -264,12 +276,18 @@ class BitBertForSequenceClassification(BitBertPreTrainedModel):
             loss = nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         elif labels is not None:
             loss = nn.functional.cross_entropy(logits, labels)
-        result = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+        result = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
         return result if return_dict else result.to_tuple()
 
 
 def _encode(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, options: dict[str, Any]
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    options: dict[str, Any],
 ) -> tuple[BaseModelOutputWithPooling, bool]:
     return_dict = _flag(options.pop("return_dict", None), model.config.return_dict)
     return model.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options), return_dict
@@ -279,5 +297,5 @@ def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL)
 
 
-def _flag(given: bool | None, default: bool) -> bool:
-    return default if given is None else given
+def _flag(given: bool | None, default: bool | None) -> bool:
+    return bool(default if given is None else given)

@@ -1,0 +1,86 @@
+"""The pretraining loss: MLM + NSP on the labels, hidden states and logits from the teacher.
+
+    L = w_mlm CE(mlm) + w_nsp CE(nsp) + w_hidden L_hidden + w_nsp_distillation L_nsp + w_mlm_distillation L_mlm
+
+Published (arXiv 2312.08937): the first four terms with weight 1. Each term is a sum over this micro-batch divided
+by the count of the whole global batch, so the loss does not depend on how the batch is laid over ranks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import LossSection
+from .data import Batch
+from .teacher import TeacherOutput
+
+TERMS = ("mlm", "nsp", "hidden", "nsp_distillation", "mlm_distillation")
+
+
+@dataclass(frozen=True)
+class GlobalCounts:
+    """What the terms are averaged over: masked tokens, text tokens and rows of the whole global batch."""
+
+    masked: float
+    tokens: float
+    rows: float
+
+
+def pretraining_terms(
+    student: Any, teacher: TeacherOutput, batch: Batch, counts: GlobalCounts, config: LossSection
+) -> dict[str, Tensor]:
+    """This micro-batch's share of each weighted-in term, scalars, before weighting.
+
+    Args:
+        student: ``PreTrainingOutput`` computed with ``masked_positions`` and ``output_hidden_states``.
+    """
+    terms: dict[str, Tensor] = {}
+    cross_entropy = nn.functional.cross_entropy
+    if config.mlm:
+        terms["mlm"] = cross_entropy(student.prediction_logits, batch.labels, reduction="sum") / counts.masked
+    if config.nsp:
+        terms["nsp"] = (
+            cross_entropy(student.seq_relationship_logits, batch.next_sentence_label, reduction="sum") / counts.rows
+        )
+    if config.hidden:
+        terms["hidden"] = hidden_state_loss(
+            student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens
+        )
+    if config.nsp_distillation:
+        assert teacher.nsp_logits is not None  # Teacher.load refuses a teacher without the head
+        # Published as a mean over rows and over the two classes.
+        terms["nsp_distillation"] = soft_cross_entropy(student.seq_relationship_logits, teacher.nsp_logits) / (
+            2 * counts.rows
+        )
+    if config.mlm_distillation:
+        assert teacher.mlm_logits is not None
+        soft = soft_cross_entropy(student.prediction_logits, teacher.mlm_logits, config.temperature)
+        terms["mlm_distillation"] = soft * config.temperature**2 / counts.masked
+    return terms
+
+
+def weighted_sum(terms: dict[str, Tensor], config: LossSection) -> Tensor:
+    """Sum of the terms with their weights."""
+    return torch.stack([term * getattr(config, name) for name, term in terms.items()]).sum()
+
+
+def hidden_state_loss(
+    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor, num_tokens: float
+) -> Tensor:
+    """(1 / (L + 1)) sum over the embedding output and L layers of the mean squared difference of the states.
+
+    Args:
+        student, teacher: L + 1 tensors (batch, positions, hidden).
+        attention_mask: (batch, positions); positions with 0 (padding) do not count. The published loss counts them.
+        num_tokens: what to average over, besides the hidden width.
+    """
+    mask = attention_mask.unsqueeze(-1).to(student[0].dtype)
+    squares = [((ours - theirs).square() * mask).sum() for ours, theirs in zip(student, teacher, strict=True)]
+    return torch.stack(squares).sum() / (len(student) * num_tokens * student[0].shape[-1])
+
+
+def soft_cross_entropy(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum over rows of -softmax(target / t) . log_softmax(logits / t); both (rows, classes)."""
+    return -(torch.softmax(target_logits / temperature, dim=-1) * torch.log_softmax(logits / temperature, dim=-1)).sum()

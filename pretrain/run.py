@@ -1,0 +1,146 @@
+"""What a run is made of, built and checked before the first step; and what it leaves behind."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bitbert.config import dump_config
+from bitbert.distributed import Topology, log
+from bitbert.errors import UserError
+from bitbert.files import publish_folder, write_json_atomically
+from bitbert.model import BitBertConfig, BitBertForPreTraining
+from bitbert.model.calibrate import calibrate_step_sizes
+from bitbert.shards import ShardReader
+from bitbert.tokenizer import Tokenizer, load_tokenizer
+from bitbert.tracking import check_mlflow_uri
+
+from .config import PretrainConfig
+from .data import BatchMaker
+from .engine import broadcast_parameters
+from .student import build_student, load_step_sizes, save_step_sizes, student_config
+from .teacher import Teacher, load_teacher
+
+FINAL = "final"
+CHECKPOINTS = "checkpoints"
+TRAINING_FILE = "training.json"
+_MAY_CHANGE = (
+    "tracking",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "eval_every",
+    "eval_rows",
+    "micro_batch_size",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The checked ingredients of a run."""
+
+    config: PretrainConfig
+    tokenizer: Tokenizer
+    train: BatchMaker
+    heldout: BatchMaker
+    teacher: Teacher
+    student_config: BitBertConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def max_length(self) -> int:
+        return int(self.train.reader.manifest["max_length"])
+
+
+def check_run(config: PretrainConfig) -> Run:
+    """Open shards, tokenizer and teacher and hold them against each other.
+
+    Raises:
+        UserError: anything is missing, or does not fit the rest.
+    """
+    check_mlflow_uri(config.tracking.mlflow_uri)
+    tokenizer = load_tokenizer(config.tokenizer)
+    train, heldout = (_open_shards(folder, tokenizer, config) for folder in (config.data.train, config.data.heldout))
+    teacher = load_teacher(config.teacher, config.loss, tokenizer)
+    max_length = train.reader.manifest["max_length"]
+    if max_length > teacher.config.max_position_embeddings:
+        raise UserError(
+            f"shards have rows of {max_length} tokens, the teacher has {teacher.config.max_position_embeddings} "
+            "positions; build shorter shards"
+        )
+    return Run(config, tokenizer, train, heldout, teacher, student_config(config.model, teacher.config))
+
+
+def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> BatchMaker:
+    reader = ShardReader(folder)
+    found = reader.tokenizer["fingerprint"]
+    if found != tokenizer.fingerprint:
+        raise UserError(
+            f"shards {folder!r} were made with a tokenizer with fingerprint {found[:12]}, "
+            f"the config's has {tokenizer.fingerprint[:12]}; use the shards' tokenizer or build them again"
+        )
+    return BatchMaker(reader, mask_probability=config.data.mask_probability, seed=config.seed)
+
+
+def build_calibrated_student(run: Run, topology: Topology) -> BitBertForPreTraining:
+    """The student at step 0, equal on all ranks, its step sizes calibrated once and saved in the run folder."""
+    student = build_student(run.student_config, run.teacher, run.config.seed)
+    if not load_step_sizes(student, run.folder):
+        rows = run.train.sample_rows(0, min(run.config.calibration_rows, len(run.train.reader)))
+        calibrate_step_sizes(student, run.train.batch(rows).inputs())
+        if topology.is_main:
+            save_step_sizes(student, run.folder)
+    return student
+
+
+def share_student(student: BitBertForPreTraining, topology: Topology, device: torch.device) -> BitBertForPreTraining:
+    """Move the student to ``device`` and make it equal to rank 0's."""
+    torch.nn.Module.to(student, device).train()
+    broadcast_parameters(student, topology)
+    return student
+
+
+def claim_folder(config: PretrainConfig) -> None:
+    """Write the resolved config into the run folder, or check that the folder belongs to this config.
+
+    Raises:
+        UserError: the folder holds a run with another config.
+    """
+    path = Path(config.output) / "config.yaml"
+    if path.exists():
+        recorded, wanted = yaml.safe_load(path.read_text(encoding="utf-8")), config.model_dump(mode="json")
+        changed = [
+            key
+            for key in sorted({*recorded, *wanted})
+            if recorded.get(key) != wanted.get(key) and key not in _MAY_CHANGE
+        ]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"run folder {config.output!r} holds a run with {key}={json.dumps(recorded.get(key))}, "
+                f"this config says {json.dumps(wanted.get(key))}; "
+                "choose another output=..., or remove the folder"
+            )
+    dump_config(config, path)
+
+
+def data_identity(run: Run) -> list[str]:
+    """Hashes of the training shards: a run continues only on the data it began with."""
+    return [entry["sha256"] for entry in run.train.reader.manifest["files"]]
+
+
+def save_final_model(run: Run, student: BitBertForPreTraining, summary: dict[str, Any]) -> Path:
+    """Write ``final/``: the model in transformers' format, its tokenizer and how it was trained."""
+    folder = run.folder / FINAL
+    with publish_folder(folder, replace=True) as temporary:
+        student.save_pretrained(temporary)
+        run.tokenizer.save(temporary)
+        write_json_atomically(temporary / TRAINING_FILE, {"max_length": run.max_length, **summary})
+    log(f"final model: {folder}")
+    return folder

@@ -1,0 +1,77 @@
+"""The student before its first step: weights from the teacher, step sizes from a calibration batch, saved."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from bitbert.errors import UserError
+from bitbert.files import read_json, write_json_atomically
+from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model.convert import from_full_precision, mark_calibrated
+
+from .config import ModelSection
+from .teacher import Teacher
+
+_TEACHER_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
+STEP_SIZES_FILE = "step_sizes.json"
+
+
+def student_config(section: ModelSection, teacher_config: object) -> BitBertConfig:
+    """The teacher's shape with the preset's method and the config's own fields.
+
+    Raises:
+        UserError: an unknown field, a value of the wrong kind, or another shape than the teacher's.
+    """
+    shape = {name: getattr(teacher_config, name) for name in _TEACHER_FIELDS}
+    method = preset_fields(section.method)
+    unknown = sorted(set(section.fields) - set(shape) - set(method))
+    if unknown:
+        raise UserError(f"model.fields: unknown {', '.join(unknown)}; known: {', '.join(sorted({*shape, *method}))}")
+    for name, value in section.fields.items():
+        if name in shape and not name.endswith("_prob") and value != shape[name]:
+            raise UserError(
+                f"model.fields.{name} is {value!r}, the teacher's is {shape[name]!r}; "
+                "the student must have the teacher's shape, leave it out"
+            )
+    try:
+        return BitBertConfig(**(shape | method | section.fields))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"model.fields: {' '.join(str(error).split())}") from error
+
+
+def build_student(config: BitBertConfig, teacher: Teacher, seed: int) -> BitBertForPreTraining:
+    """A student with the teacher's weights; what the teacher lacks is drawn from ``seed``."""
+    torch.manual_seed(seed)
+    return from_full_precision(teacher.tensors, config)
+
+
+def save_step_sizes(model: nn.Module, folder: Path) -> None:
+    """Write all step sizes as JSON; float32 values survive exactly."""
+    write_json_atomically(folder / STEP_SIZES_FILE, {name: parameter.item() for name, parameter in _step_sizes(model)})
+
+
+@torch.no_grad()
+def load_step_sizes(model: nn.Module, folder: Path) -> bool:
+    """Set step sizes saved by an earlier start of the same run; False when there are none.
+
+    Raises:
+        UserError: the file belongs to another model.
+    """
+    path = folder / STEP_SIZES_FILE
+    if not path.exists():
+        return False
+    saved, parameters = read_json(path, "step sizes"), dict(_step_sizes(model))
+    if set(saved) != set(parameters):
+        raise UserError(
+            f"{str(path)!r} holds the step sizes of another model; use another output or remove the run folder"
+        )
+    for name, parameter in parameters.items():
+        parameter.fill_(saved[name])
+    mark_calibrated(model)
+    return True
+
+
+def _step_sizes(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if name.endswith(".alpha")]

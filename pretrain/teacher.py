@@ -1,0 +1,133 @@
+"""The full-precision teacher: HF's BERT in eval mode, frozen, with only the heads that the loss asks for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, BertForPreTraining
+
+from bitbert.errors import UserError
+from bitbert.resources import require_local_or_hub
+from bitbert.tokenizer import Tokenizer, load_tokenizer
+
+from .config import LossSection
+from .data import Batch
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What the teacher says.
+
+    Attributes:
+        hidden_states: L + 1 tensors (batch, positions, hidden).
+        nsp_logits: (batch, 2), or None without the head.
+        mlm_logits: (num_masked, vocabulary), at the masked positions, or None without the head.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    nsp_logits: Tensor | None
+    mlm_logits: Tensor | None
+
+
+class Teacher(nn.Module):
+    """A frozen BERT. ``tensors`` is its state dict, from which the student is initialised."""
+
+    def __init__(self, model: BertForPreTraining, heads: frozenset[str], loss: LossSection) -> None:
+        super().__init__()
+        self.config = model.config
+        self.tensors = {name: tensor for name, tensor in model.state_dict().items() if _belongs(name, heads)}
+        self.bert = model.bert
+        self.nsp_head = model.cls.seq_relationship if loss.nsp_distillation else None
+        self.mlm_head = model.cls.predictions if loss.mlm_distillation else None
+        if self.nsp_head is None:
+            self.bert.pooler = None
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode: dropout in the teacher would make its targets noisy."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> TeacherOutput:
+        output = self.bert(**batch.inputs(), output_hidden_states=True)
+        nsp_logits = self.nsp_head(output.pooler_output) if self.nsp_head is not None else None
+        mlm_logits = None
+        if self.mlm_head is not None:
+            mlm_logits = self.mlm_head(output.last_hidden_state.flatten(0, 1)[batch.masked_positions])
+        return TeacherOutput(output.hidden_states, nsp_logits, mlm_logits)
+
+
+def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer) -> Teacher:
+    """Load a BERT and check that it fits the loss and the tokenizer.
+
+    Raises:
+        UserError: it is not there, is not a BERT, lacks the encoder or a head that the loss needs, or has another
+            vocabulary than ``tokenizer``.
+    """
+    path = require_local_or_hub(name, "teacher")
+    transformers.logging.set_verbosity_error()  # what is missing is checked and said here
+    transformers.logging.disable_progress_bar()
+    try:
+        config: Any = AutoConfig.from_pretrained(path)
+        if config.model_type != "bert":
+            raise UserError(
+                f"teacher {name!r} is of type {config.model_type!r}, wanted 'bert'; choose a BERT checkpoint"
+            )
+        loaded: Any = BertForPreTraining.from_pretrained(
+            path, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+        model, info = loaded
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "give a folder with a BERT in safetensors, or a Hugging Face id"
+        ) from error
+    missing = set(info["missing_keys"])
+    absent = sorted(key for key in missing if key.startswith("bert.") and ".pooler." not in key)
+    if absent:
+        raise UserError(
+            f"teacher {name!r} lacks {len(absent)} encoder tensors, e.g. {absent[0]}; it is not a complete BERT"
+        )
+    heads = frozenset(head for head, prefix in _PREFIXES.items() if not any(key.startswith(prefix) for key in missing))
+    for head, weight in (("nsp", "nsp_distillation"), ("mlm", "mlm_distillation")):
+        needed = {head, "pooler"} if head == "nsp" else {head}
+        if getattr(loss, weight) and not needed <= heads:
+            raise UserError(
+                f"teacher {name!r} has no {head.upper()} head, which loss.{weight}={getattr(loss, weight)} needs; "
+                f"set loss.{weight}=0 or use a teacher with it"
+            )
+    _check_tokenizer(name, path, config, tokenizer)
+    return Teacher(model, heads, loss)
+
+
+_PREFIXES = {"pooler": "bert.pooler.", "mlm": "cls.predictions.transform.", "nsp": "cls.seq_relationship."}
+
+
+def _belongs(name: str, heads: frozenset[str]) -> bool:
+    """Whether a tensor was in the checkpoint: a head that was not would be random numbers."""
+    if name.startswith("cls.predictions."):
+        return "mlm" in heads
+    if name.startswith("cls.seq_relationship."):
+        return "nsp" in heads
+    return not name.startswith("bert.pooler.") or "pooler" in heads
+
+
+def _check_tokenizer(name: str, path: str, config: Any, tokenizer: Tokenizer) -> None:
+    if config.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"teacher {name!r} has {config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}; "
+            "use the teacher's tokenizer for shards and training"
+        )
+    folder = Path(path)
+    if not folder.is_dir() or not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
+        return  # the teacher brings no tokenizer; the vocabulary's size is all there is to compare
+    theirs = load_tokenizer(path)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"teacher {name!r} has a tokenizer with fingerprint {theirs.fingerprint[:12]}, "
+            f"the config's has {tokenizer.fingerprint[:12]}; use the teacher's tokenizer for shards and training"
+        )

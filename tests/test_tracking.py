@@ -1,0 +1,66 @@
+"""Metrics are always on disk, and MLflow never stops a run."""
+
+from pathlib import Path
+
+import pytest
+
+from bitbert.errors import UserError
+from bitbert.tracking import Tracker, flatten, read_metrics
+
+
+def test_lines_survive_and_a_resumed_run_rewrites_the_rest(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    for step in (1, 2, 3):
+        tracker.log(step, {"loss": 1.0 / step})
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')  # cut off by a kill
+    Tracker(tmp_path, resume_step=2).log(3, {"loss": 9.0})
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "run", enabled=False)
+    tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_mlflow_sqlite_gets_metrics_and_keeps_the_run_over_a_resume(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for resume_step in (None, 1):
+        tracker = Tracker(
+            tmp_path / "run",
+            mlflow_uri=uri,
+            run_name="name",
+            parameters={"steps": 2},
+            resume_step=resume_step,
+        )
+        tracker.log(1 if resume_step is None else 2, {"loss/mlm": 0.5})
+        tracker.close("FINISHED")
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("bitbert").experiment_id])
+    assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "name", {"steps": "2"})
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/mlm")] == [1, 2]
+
+
+def test_dead_server_is_reported_once_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(tmp_path, mlflow_uri="http://127.0.0.1:9")
+    tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+    assert capsys.readouterr().err.count("MLflow failed") == 1
+
+
+def test_folder_as_uri_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"use sqlite:///mlruns\.db"):
+        Tracker(tmp_path, mlflow_uri="./mlruns")
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
