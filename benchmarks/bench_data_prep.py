@@ -160,9 +160,9 @@ def measure_copies(files: list[Path], work: Path, copies: int) -> dict[str, Any]
 def compare_ids(files: list[Path]) -> tuple[bool, int]:
     """(whether the ids of all sentences equal the tokenizer's, number of sentences)."""
     import numpy as np
+
     from bitbert.data_prep.encoder import build_encoder
     from bitbert.data_prep.sentences import split_sentences
-
     from bitbert.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(DATA / "vocab"))

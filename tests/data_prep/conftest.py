@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.wordpiece import learn_vocabulary
-
 from bitbert.files import write_text_atomically
 from bitbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 

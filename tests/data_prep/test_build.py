@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.write_shards import Share, build_shards, build_share
-
 from bitbert.errors import UserError
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer

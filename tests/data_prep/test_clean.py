@@ -2,11 +2,12 @@
 
 import ftfy
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bitbert.data_prep.clean import reason_to_drop, repair_unicode
 from bitbert.data_prep.config import CleanConfig
 from bitbert.data_prep.sentences import split_sentences
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MOJIBAKE = [
     "Ã©",

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bitbert.data_prep.config import DataConfig, TokenizerConfig
 
 from bitbert.config import dump_config, load_config
+from bitbert.data_prep.config import DataConfig, TokenizerConfig
 
 from .conftest import REPOSITORY, make_documents, write_jsonl
 

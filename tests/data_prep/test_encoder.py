@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitbert.data_prep.encoder import CachedWordEncoder, PlainEncoder, build_encoder
-from bitbert.data_prep.sentences import split_sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitbert.data_prep.encoder import CachedWordEncoder, PlainEncoder, build_encoder
+from bitbert.data_prep.sentences import split_sentences
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 TRICKY = [

@@ -4,9 +4,10 @@ import random
 from itertools import pairwise
 
 import pytest
-from bitbert.data_prep.pairs import IS_NEXT, NOT_NEXT, RowBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bitbert.data_prep.pairs import IS_NEXT, NOT_NEXT, RowBuilder
 
 Documents = list[list[int]]
 

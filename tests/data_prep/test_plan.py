@@ -4,13 +4,13 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bitbert.data_prep.blocks import INDEX_DTYPE, BlockWriter, document_key
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.plan import ShardCutter, first_of_equals, num_copies
 from bitbert.data_prep.splits import key_range
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from bitbert.errors import UserError
 
 END = 2**64

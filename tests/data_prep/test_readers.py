@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bitbert.data_prep.config import SourceConfig
-from bitbert.data_prep.readers import UnitReader
-from bitbert.data_prep.sources import list_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitbert.data_prep.config import SourceConfig
+from bitbert.data_prep.readers import UnitReader
+from bitbert.data_prep.sources import list_units
 from bitbert.errors import UserError
 
 from .conftest import make_documents, write_jsonl

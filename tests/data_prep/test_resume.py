@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from bitbert.config import dump_config
 from bitbert.data_prep import blocks, rows
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.workers import WorkerPool
 from bitbert.data_prep.write_shards import Share, build_shards, build_share
-
-from bitbert.config import dump_config
 from bitbert.errors import UserError
 
 from .conftest import make_documents, tree_hashes, write_jsonl

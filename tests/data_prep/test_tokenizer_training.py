@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bitbert.config import dump_config
 from bitbert.data_prep.config import DataConfig, TokenizerConfig
 from bitbert.data_prep.train_tokenizer import count_words, train_tokenizer
 from bitbert.data_prep.wordpiece import learn_vocabulary
 from bitbert.data_prep.write_shards import build_shards
-
-from bitbert.config import dump_config
 from bitbert.errors import UserError
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import SPECIAL_TOKENS
