@@ -5,7 +5,8 @@
 Measures, each build in a process of its own:
     speed     CPU time from .xz files to shards on a third of the corpus, one worker; beside `tokenizers` +
               sentencex in `datasets.map` on the same files, the two taking turns; medians
-    scaling   CPU time of one worker on the whole corpus, and wall time of two against one, taking turns
+    scaling   CPU time of one worker on the whole corpus, and time of two against one, taking turns: by the clock,
+              and by the CPU time of the busiest process, which other work on the machine does not change
     memory    peak resident memory of the process tree at two workers: the corpus, and ten different copies
     identity  ids of every sentence of the corpus against `tokenizers`
 
@@ -22,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -33,6 +35,7 @@ import typer
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("BITBERT_DATA", REPOSITORY.parent / "shared" / "data"))
 NVIDIA_TOKENS_PER_CPU_S = 57_600  # create_pretraining_data.py, 4.65 MB of text in 21.9 s, the same kind of core
+PARTS = ("speed", "scaling", "memory", "identity")
 SPEED_FILES = ("wiki-core-03.jsonl.xz", "wiki-vital-leads-00.jsonl.xz", "books-core-01.jsonl.xz")
 
 # The plain way: one process, no cache, no pairs, no dedup, no repair; the tokens go to Arrow files.
@@ -60,81 +63,75 @@ rows.save_to_disk(sys.argv[2] + "/out")
 def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures as one JSON object.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of the speed and scaling measurements.")] = 3,
-    copies: Annotated[
-        int, typer.Option(min=0, help="Copies of the corpus for the memory measurement; 0 leaves it out.")
-    ] = 10,
+    copies: Annotated[int, typer.Option(min=1, help="Copies of the corpus for the memory measurement.")] = 10,
+    parts: Annotated[str, typer.Option(help="Which measurements to make.")] = ",".join(PARTS),
 ) -> None:
     """Measure data preparation on ../shared/data/corpus (or $BITBERT_DATA/corpus)."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    wanted = parts.split(",")
+    if unknown := set(wanted) - set(PARTS):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}, wanted some of {', '.join(PARTS)}")
     files = sorted((DATA / "corpus").glob("*-0?.jsonl.xz"))
-    figures: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "hardware": _cpu_model()}
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+    figures: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "hardware": _hardware()}
+    with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        figures |= measure_speed([DATA / "corpus" / name for name in SPEED_FILES], work, rounds)
-        _say(figures)
-        figures |= measure_scaling(files, work, rounds)
-        _say(figures)
-        if copies:
-            figures |= measure_copies(files, work, copies)
-            _say(figures)
-        figures["identical_ids"], figures["sentences_compared"] = compare_ids(files)
-    _say(figures)
+        measures: dict[str, Callable[[], dict[str, Any]]] = {
+            "speed": lambda: measure_speed([DATA / "corpus" / name for name in SPEED_FILES], work, rounds),
+            "scaling": lambda: measure_scaling(files, work, rounds),
+            "memory": lambda: measure_copies(files, work, copies),
+            "identity": lambda: compare_ids(files),
+        }
+        for part in PARTS:
+            if part in wanted:
+                figures |= measures[part]()
+                print(json.dumps(figures), flush=True)
     if json_path is not None:
         json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_speed(files: list[Path], work: Path, rounds: int) -> dict[str, Any]:
     """Tokens a CPU second of ours and of the plain way on the same files, in turns."""
-    ours, plain = [], []
-    tokens = 0
+    ours, plain, tokens = [], [], 0
     for _ in range(rounds):
-        cpu, _, report = build(files, work, workers=1)
+        run, report = build(files, work, workers=1)
         tokens = _text_tokens(report)
-        ours.append(tokens / cpu)
+        ours.append(round(tokens / run.cpu_s))
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            command = [
-                sys.executable,
-                "-c",
-                PLAIN,
-                str(DATA / "vocab" / "tokenizer.json"),
-                folder,
-                *map(str, files),
-            ]
-            plain.append(tokens / _cpu_of(command))
+            vocabulary = str(DATA / "vocab" / "tokenizer.json")
+            run = watch([sys.executable, "-c", PLAIN, vocabulary, folder, *map(str, files)])
+        plain.append(round(tokens / run.cpu_s))
     return {
         "part_text_tokens": tokens,
         "part_tokens_per_cpu_s": round(median(ours)),
-        "part_tokens_per_cpu_s_rounds": [round(value) for value in ours],
+        "part_tokens_per_cpu_s_rounds": ours,
         "plain_tokens_per_cpu_s": round(median(plain)),
-        "plain_tokens_per_cpu_s_rounds": [round(value) for value in plain],
+        "plain_tokens_per_cpu_s_rounds": plain,
         "speedup_vs_tokenizers": round(median(ours) / median(plain), 2),
     }
 
 
 def measure_scaling(files: list[Path], work: Path, rounds: int) -> dict[str, Any]:
-    """Wall time of one and two workers on the whole corpus, in turns, and the peak memory of two."""
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    cpu_seconds, peaks = [], []
+    """One and two workers on the whole corpus, in turns."""
+    runs: dict[int, list[Run]] = {1: [], 2: []}
     report: dict[str, Any] = {}
     for _ in range(rounds):
-        for workers in (1, 2):
-            started = time.perf_counter()
-            cpu, peak, report = build(files, work, workers=workers)
-            seconds[workers].append(time.perf_counter() - started)
-            if workers == 2:
-                peaks.append(peak)
-            else:
-                cpu_seconds.append(cpu)
+        for workers, found in runs.items():
+            run, report = build(files, work, workers=workers)
+            found.append(run)
     tokens = _text_tokens(report)
+    cpu_s = [run.cpu_s for run in runs[1]]
+    wall_s = {workers: [round(run.wall_s, 1) for run in found] for workers, found in runs.items()}
+    path_s = {workers: [round(run.path_s, 1) for run in found] for workers, found in runs.items()}
     return {
         "text_tokens": tokens,
-        "tokens_per_cpu_s": round(tokens / median(cpu_seconds)),
-        "tokens_per_cpu_s_rounds": [round(tokens / value) for value in cpu_seconds],
-        "speedup_vs_nvidia": round(tokens / median(cpu_seconds) / NVIDIA_TOKENS_PER_CPU_S, 1),
-        "scaling_2_workers": round(median(seconds[1]) / median(seconds[2]), 2),
-        "wall_s_1_worker": round(median(seconds[1]), 1),
-        "wall_s_2_workers": round(median(seconds[2]), 1),
-        "peak_rss_gib": round(max(peaks) / 2**30, 3),
+        "tokens_per_cpu_s": round(tokens / median(cpu_s)),
+        "tokens_per_cpu_s_rounds": [round(tokens / seconds) for seconds in cpu_s],
+        "speedup_vs_nvidia": round(tokens / median(cpu_s) / NVIDIA_TOKENS_PER_CPU_S, 1),
+        "scaling_2_workers": round(median(wall_s[1]) / median(wall_s[2]), 2),
+        "scaling_2_workers_path": round(median(path_s[1]) / median(path_s[2]), 2),
+        "wall_s": wall_s,
+        "path_s": path_s,
+        "peak_rss_gib": round(max(run.peak_bytes for run in runs[2]) / 2**30, 3),
     }
 
 
@@ -148,17 +145,17 @@ def measure_copies(files: list[Path], work: Path, copies: int) -> dict[str, Any]
         for copy in range(copies):
             with open(folder / f"{path.stem}-{copy}.jsonl", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps({"text": f"Copy{copy} {text}"}) + "\n" for text in rows)
-    cpu, peak, report = build(sorted(folder.iterdir()), work, workers=2)
+    run, report = build(sorted(folder.iterdir()), work, workers=2)
     tokens = _text_tokens(report)
     return {
-        f"peak_rss_gib_{copies}_copies": round(peak / 2**30, 3),
+        f"peak_rss_gib_{copies}_copies": round(run.peak_bytes / 2**30, 3),
         f"text_tokens_{copies}_copies": tokens,
-        f"tokens_per_cpu_s_{copies}_copies": round(tokens / cpu),
+        f"tokens_per_cpu_s_{copies}_copies": round(tokens / run.cpu_s),
     }
 
 
-def compare_ids(files: list[Path]) -> tuple[bool, int]:
-    """(whether the ids of all sentences equal the tokenizer's, number of sentences)."""
+def compare_ids(files: list[Path]) -> dict[str, Any]:
+    """Whether the ids of all sentences equal the tokenizer's."""
     import numpy as np
 
     from bitbert.data_prep.encoder import build_encoder
@@ -176,83 +173,94 @@ def compare_ids(files: list[Path]) -> tuple[bool, int]:
                 expected = tokenizer.encode_batch(sentences)
                 found = encoder.encode(sentences)
                 if any(np.frombuffer(a, encoder.dtype).tolist() != b for a, b in zip(found, expected, strict=True)):
-                    return False, count
-    return True, count
+                    return {"identical_ids": False, "sentences_compared": count}
+    return {"identical_ids": True, "sentences_compared": count}
 
 
-def build(files: list[Path], work: Path, *, workers: int) -> tuple[float, int, dict[str, Any]]:
-    """(CPU seconds, peak bytes of the process tree, report) of one build of ``files``."""
-    output = work / "shards"
-    config = work / "config.yaml"
+@dataclass
+class Run:
+    """What one command used.
+
+    Attributes:
+        cpu_s: user and system time of the command and all processes below it.
+        peak_bytes: most resident memory of them together; pages that they share count for each.
+        path_s: CPU time of the command itself and of the busiest process below it: about the wall time of the
+            command on a machine that does nothing else, whatever else this one did.
+    """
+
+    cpu_s: float
+    wall_s: float
+    peak_bytes: int
+    path_s: float
+
+
+def build(files: list[Path], work: Path, *, workers: int) -> tuple[Run, dict[str, Any]]:
+    """One build of ``files`` in a process of its own, and its report."""
+    output, config = work / "shards", work / "config.yaml"
     sources = [{"path": str(path)} for path in files]
-    settings = {
-        "output": str(output),
-        "sources": sources,
-        "tokenizer": str(DATA / "vocab"),
-        "clean": {"scripts": ["latin"]},
-    }
+    clean = {"scripts": ["latin"]}
+    settings = {"output": str(output), "sources": sources, "tokenizer": str(DATA / "vocab"), "clean": clean}
     config.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
-    command = [sys.executable, "-m", "bitbert.data_prep", str(config), "--workers", str(workers)]
-    peak = PeakMemory()
-    cpu = _cpu_of(command, peak)
+    run = watch([sys.executable, "-m", "bitbert.data_prep", str(config), "--workers", str(workers)])
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     shutil.rmtree(output)
-    return cpu, peak.peak_bytes, report
+    return run, report
 
 
-class PeakMemory:
-    """Samples the resident memory of a process and all processes below it; pages they share count for each."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-
-    def watch(self, process: subprocess.Popen[bytes]) -> None:
-        import psutil
-
-        def sample() -> None:
-            while process.poll() is None:
-                self.peak_bytes = max(self.peak_bytes, sum(_resident(psutil.Process(process.pid))))
-                time.sleep(0.05)
-
-        threading.Thread(target=sample, daemon=True).start()
-
-
-def _resident(root: Any) -> Iterator[int]:
-    import psutil
-
-    try:
-        for process in (root, *root.children(recursive=True)):
-            yield process.memory_info().rss
-    except psutil.NoSuchProcess:
-        return
-
-
-def _cpu_of(command: list[str], peak: PeakMemory | None = None) -> float:
-    """User and system seconds of a command and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def watch(command: list[str]) -> Run:
+    """Run a command to its end and look at its processes all the while."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if peak is not None:
-        peak.watch(process)
-    _, errors = process.communicate()
+    peak = 0
+    cpu_s: dict[int, float] = {}
+
+    def sample() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            usage = _usage(process.pid)
+            peak = max(peak, sum(memory for memory, _ in usage.values()))
+            cpu_s.update({pid: seconds for pid, (_, seconds) in usage.items()})
+            time.sleep(0.05)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    process.wait()
+    sampler.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command[:4])} failed: {errors.decode()[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    below = [seconds for pid, seconds in cpu_s.items() if pid != process.pid]
+    path = cpu_s.get(process.pid, 0.0) + max(below, default=0.0)
+    return Run(used, time.perf_counter() - started, peak, path)
+
+
+def _usage(root: int) -> dict[int, tuple[int, float]]:
+    """Process -> (resident bytes, CPU seconds) of a process and all processes below it."""
+    import psutil
+
+    usage = {}
+    try:
+        parent = psutil.Process(root)
+        for process in (parent, *parent.children(recursive=True)):
+            times = process.cpu_times()
+            usage[process.pid] = (process.memory_info().rss, times.user + times.system)
+    except psutil.NoSuchProcess:  # it ended between two looks
+        pass
+    return usage
 
 
 def _text_tokens(report: dict[str, Any]) -> int:
     return sum(source["text_tokens"] for source in report["sources"])
 
 
-def _cpu_model() -> str:
+def _hardware() -> str:
     names = [
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return f"{names[0]}, {len(os.sched_getaffinity(0))} cores"
-
-
-def _say(figures: dict[str, Any]) -> None:
-    print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":
