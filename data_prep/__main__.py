@@ -13,7 +13,7 @@ from bitbert.shards import verify_shards
 from .config import DataConfig, TokenizerConfig
 from .splits import SPLITS
 from .train_tokenizer import train_tokenizer
-from .write_shards import Share, build_shards, build_share
+from .write_shards import Share, build_shards, build_share, describe_build
 
 _DEFAULT_COMMAND = "build"
 
@@ -64,6 +64,9 @@ def build(
     workers: Workers = None,
     task_index: Annotated[int | None, typer.Option(min=0, help="Do only this array task's share; see finish.")] = None,
     num_tasks: Annotated[int | None, typer.Option(min=1, help="Number of array tasks.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be read, and stop.")
+    ] = False,
 ) -> None:
     """Build token shards: documents -> sentences -> next-sentence pairs -> Arrow files with a manifest.
 
@@ -79,6 +82,9 @@ def build(
     if (task_index is None) != (num_tasks is None):
         raise UserError("--task-index and --num-tasks go together; give both or none")
     resolved = load_config(DataConfig, config, overrides)
+    if dry_run:
+        typer.echo(describe_build(resolved))
+        return
     if task_index is not None and num_tasks is not None:
         if task_index >= num_tasks:
             raise UserError(f"--task-index {task_index}, wanted 0 to {num_tasks - 1}; number the array from 0")

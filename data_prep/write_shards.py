@@ -112,6 +112,28 @@ def open_build(config: DataConfig, *, discard_other: bool, workers: int | None) 
         UserError: a source or the tokenizer is not there, or another build is unfinished.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process: the workers are the parallelism
+    tokenizer, units = _check_inputs(config)
+    work = WorkFolder(Path(config.output))
+    work.open(config, tokenizer.fingerprint, units, discard_other=discard_other)
+    return Build(config, units, tokenizer, work, WorkerPool(workers or usable_cores(), work.root))
+
+
+def describe_build(config: DataConfig) -> str:
+    """What a build would read, without doing it; a line a source and one for the tokenizer.
+
+    Raises:
+        UserError: a source or the tokenizer is not there or does not fit.
+    """
+    tokenizer, units = _check_inputs(config)
+    lines = []
+    for number, source in enumerate(config.sources):
+        own = [unit for unit in units if unit.source == number]
+        lines.append(f"{source.title}: {len(own)} units, {sum(unit.num_bytes for unit in own) / 2**20:.1f} MiB")
+    lines.append(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint}")
+    return "\n".join(lines)
+
+
+def _check_inputs(config: DataConfig) -> tuple[Tokenizer, list[Unit]]:
     tokenizer = load_tokenizer(config.tokenizer)
     wanted = config.tokenizer_fingerprint
     if wanted is not None and not tokenizer.fingerprint.startswith(wanted):
@@ -119,10 +141,7 @@ def open_build(config: DataConfig, *, discard_other: bool, workers: int | None) 
             f"tokenizer {config.tokenizer!r} has fingerprint {tokenizer.fingerprint}, the config wants {wanted}; "
             "use the tokenizer that the config was written for, or change tokenizer_fingerprint"
         )
-    units = list_units(config.sources)
-    work = WorkFolder(Path(config.output))
-    work.open(config, tokenizer.fingerprint, units, discard_other=discard_other)
-    return Build(config, units, tokenizer, work, WorkerPool(workers or usable_cores(), work.root))
+    return tokenizer, list_units(config.sources)
 
 
 def _read_units(build: Build, share: Share) -> list[dict[str, Any]]:

@@ -49,6 +49,17 @@ def test_the_forms_of_the_command(tmp_path: Path, config_file: Path) -> None:
     assert bad.stderr.count("\n") == 1
 
 
+def test_a_dry_run_says_what_would_be_read_and_leaves_nothing(config_file: Path) -> None:
+    before = sorted(config_file.parent.iterdir())
+    result = run(config_file, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    source, tokenizer = result.stdout.splitlines()
+    assert source == f"{config_file.parent / 'a.jsonl'}: 1 units, 0.1 MiB"
+    assert tokenizer.startswith("tokenizer: wordpiece, ")
+    assert sorted(config_file.parent.iterdir()) == before
+    assert "no file there" in run(config_file, "--dry-run", "sources=[{path: nowhere}]").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
