@@ -5,9 +5,10 @@ It holds no times and no machine, so it is the same bytes whenever the shards ar
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from .config import DataConfig
+from .config import DataConfig, SourceConfig
 from .plan import Plan
 from .splits import SPLITS
 from .units import Unit
@@ -79,4 +80,19 @@ def _describe_split(records: list[dict[str, Any]], config: DataConfig) -> dict[s
     }
     if config.objective == "mlm_nsp":
         described["random_next_share"] = round(sum(record["random_next"] for record in records) / rows, 6)
+    return described
+
+
+def describe_sources(sources: Sequence[SourceConfig], units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """What the manifest says of each source: licence, commit of a dataset, names and sizes of local files."""
+    described = []
+    for number, source in enumerate(sources):
+        own = [unit for unit in units if unit.source == number]
+        files = sorted({unit.origin for unit in own if unit.kind != "hub"})
+        entry: dict[str, Any] = {"source": source.title, "license": source.license, "weight": source.weight}
+        if source.dataset is not None:
+            entry["revision"] = own[0].stamp
+        else:
+            entry["files"] = [{"name": Path(file).name, "bytes": Path(file).stat().st_size} for file in files]
+        described.append(entry)
     return described

@@ -25,7 +25,7 @@ from .config import DataConfig
 from .pair_task import write_pair_task
 from .plan import Plan, make_plan
 from .reading import read_unit
-from .report import build_report
+from .report import build_report, describe_sources
 from .report_page import render_page
 from .rows import build_shard
 from .sources import list_units
@@ -211,7 +211,7 @@ def _publish(
 ) -> dict[str, Any]:
     config = build.config
     report = build_report(config, build.units, unit_records, plan, shard_records)
-    provenance = {"config": config.model_dump(mode="json"), "sources": _describe_sources(build)}
+    provenance = {"config": config.model_dump(mode="json"), "sources": describe_sources(config.sources, build.units)}
     with publish_folder(Path(config.output), replace=replace) as temporary:
         for split in SPLITS:
             folder = temporary / split
@@ -246,18 +246,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _describe_sources(build: Build) -> list[dict[str, Any]]:
-    """What the manifest says of each source: licence, commit of a dataset, names and sizes of local files."""
-    described = []
-    for number, source in enumerate(build.config.sources):
-        units = [unit for unit in build.units if unit.source == number]
-        files = sorted({unit.origin for unit in units if unit.kind != "hub"})
-        entry: dict[str, Any] = {"source": source.title, "license": source.license, "weight": source.weight}
-        if source.dataset is not None:
-            entry["revision"] = units[0].stamp
-        else:
-            entry["files"] = [{"name": Path(file).name, "bytes": Path(file).stat().st_size} for file in files]
-        described.append(entry)
-    return described

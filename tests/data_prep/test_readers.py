@@ -6,6 +6,7 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from bitbert.data_prep.config import SourceConfig
 from bitbert.data_prep.readers import UnitReader
+from bitbert.data_prep.report import describe_sources
 from bitbert.data_prep.sources import list_units
 from bitbert.errors import UserError
 
@@ -93,6 +95,31 @@ def test_hub_datasets_are_read_shard_by_shard(tmp_path: Path) -> None:
     units = list_units([source])
     assert len(units) == 3
     assert [text for unit in units for text in UnitReader(unit, source, "fail", 10**6).documents()] == documents
+
+
+def test_datasets_are_pinned_to_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a branch names when the build starts is what every unit reads and the manifest records."""
+    import datasets
+    import huggingface_hub
+
+    path = write_jsonl(tmp_path / "a.jsonl", make_documents(5))
+    asked = []
+
+    def load(name: str, config: str | None, *, revision: str, **_: object) -> Any:
+        asked.append((name, config, revision))
+        return local("json", data_files=str(path), split="train", streaming=True)
+
+    local = datasets.load_dataset
+    info = SimpleNamespace(sha="c0ffee")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision: info)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = SourceConfig(dataset="someone/books", name="en", revision="main", license="CC0")
+    (unit,) = list_units([source])
+    assert list(UnitReader(unit, source, "fail", 10**6).documents()) == make_documents(5)
+    assert set(asked) == {("someone/books", "en", "c0ffee")}
+    assert describe_sources([source], [unit]) == [
+        {"source": "someone/books/en", "license": "CC0", "weight": 1.0, "revision": "c0ffee"}
+    ]
 
 
 def test_unknown_dataset_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
