@@ -86,7 +86,7 @@ class CachedWordEncoder:
                 encoded.append(b"")
                 unknown.append((number, words))
         if unknown:
-            self._learn(sorted({word for _, words in unknown for word in words if word not in self._words}))
+            self._learn(list(set().union(*(words for _, words in unknown)).difference(self._words)))
             for number, words in unknown:
                 encoded[number] = b"".join(map(look_up, words))
             self._forget()
@@ -95,8 +95,8 @@ class CachedWordEncoder:
     def _learn(self, words: list[str]) -> None:
         plain = [word for word in words if self._is_plain(word)]
         atoms_of = {word: _ATOM.findall(word) for word in plain}
-        atoms = {atom for found in atoms_of.values() for atom in found if atom not in self._words}
-        self._store(sorted(atoms), self._tokenizer.encode_atoms)
+        atoms = set().union(*atoms_of.values()).difference(self._words)
+        self._store(list(atoms), self._tokenizer.encode_atoms)
         for word, found in atoms_of.items():
             self._words[word] = b"".join(map(self._words.__getitem__, found))
         self._store([word for word in words if word not in atoms_of], self._tokenizer.encode_words)
