@@ -1,7 +1,8 @@
 """Contract 1: token shards, Arrow files that `datasets`, pandas and DuckDB open without our code.
 
-A shard folder holds ``shard-00000.arrow``, ... (Arrow IPC file format) and ``manifest.json``. docs/format.md is
-the specification. Rows are unmasked and unpadded: masking happens when a batch is made, from (seed, epoch, row).
+A shard folder holds ``shard-00000.arrow``, ... (Arrow IPC file format) and ``manifest.json``.
+docs/format-shards.md is the specification. Rows are unmasked and unpadded: masking happens when a batch is
+made, from (seed, epoch, row).
 
 Columns of a row:
     input_ids           list<uint16>, or list<uint32> for a vocabulary above 65,536: [CLS] A [SEP] B [SEP]
@@ -11,20 +12,23 @@ Columns of a row:
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from bitbert.errors import UserError
-from bitbert.files import read_json, sha256_file, write_json_atomically
+from bitbert.files import read_json, sha256_file, write_atomically, write_json_atomically
 from bitbert.tokenizer import Tokenizer
 
 FORMAT = "bitbert-shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ROWS_PER_RECORD_BATCH = 1024
+_MANIFEST_KEYS = ("rows", "tokens", "max_length", "nsp", "tokenizer", "files")
+_ADVICE = "build the shards again or copy the file anew"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,56 @@ def shard_schema(vocab_size: int) -> pa.Schema:
     )
 
 
+@dataclass(frozen=True)
+class RowColumns:
+    """Many rows as arrays.
+
+    Attributes:
+        ids: ids of all rows, one row after the other, of the schema's id type.
+        lengths: ids of each row, (rows,).
+        segment_b_starts: (rows,), uint16.
+        next_sentence_labels: (rows,), uint8.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    segment_b_starts: np.ndarray
+    next_sentence_labels: np.ndarray
+
+
+def write_shard(path: Path, columns: RowColumns, vocab_size: int) -> dict[str, Any]:
+    """Write one shard, atomically, and return its entry for the manifest."""
+    schema = shard_schema(vocab_size)
+    edges = np.concatenate([[0], np.cumsum(columns.lengths, dtype=np.int64)])
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for start in range(0, len(columns.lengths), ROWS_PER_RECORD_BATCH):
+                writer.write_batch(_record_batch(columns, edges, start, schema))
+
+    write_atomically(path, write)
+    return {
+        "name": path.name,
+        "rows": len(columns.lengths),
+        "tokens": int(edges[-1]),
+        "bytes": path.stat().st_size,
+        "sha256": sha256_file(path),
+    }
+
+
+def _record_batch(columns: RowColumns, edges: np.ndarray, start: int, schema: pa.Schema) -> pa.RecordBatch:
+    end = min(start + ROWS_PER_RECORD_BATCH, len(columns.lengths))
+    list_type = schema.field("input_ids").type
+    ids = pa.array(columns.ids[edges[start] : edges[end]], type=list_type.value_type)
+    offsets = pa.array((edges[start : end + 1] - edges[start]).astype(np.int32))
+    arrays = [
+        pa.ListArray.from_arrays(offsets, ids, type=list_type),
+        pa.array(columns.segment_b_starts[start:end], type=pa.uint16()),
+        pa.array(columns.next_sentence_labels[start:end], type=pa.uint8()),
+    ]
+    return pa.record_batch(arrays, schema=schema)
+
+
 def write_shards(
     folder: Path,
     rows: Iterable[TokenRow],
@@ -68,21 +122,32 @@ def write_shards(
     Raises:
         UserError: there is no row at all.
     """
-    files = []
-    pending: list[TokenRow] = []
+    files: list[dict[str, Any]] = []
+    pending = iter(rows)
+    while chunk := list(islice(pending, rows_per_shard)):
+        path = folder / f"shard-{len(files):05d}.arrow"
+        files.append(write_shard(path, _columns(chunk, tokenizer.vocab_size), tokenizer.vocab_size))
+    return write_manifest(folder, files, tokenizer=tokenizer, max_length=max_length, nsp=nsp, provenance=provenance)
 
-    def flush() -> None:
-        files.append(_write_shard(folder / f"shard-{len(files):05d}.arrow", pending, shard_schema(tokenizer.vocab_size)))
-        pending.clear()
 
-    for row in rows:
-        pending.append(row)
-        if len(pending) == rows_per_shard:
-            flush()
-    if pending:
-        flush()
-    if not files:
-        raise UserError(f"no rows for {folder.name.strip('.')}: the sources gave no text; check the paths and the text field")
+def write_manifest(
+    folder: Path,
+    files: list[dict[str, Any]],
+    *,
+    tokenizer: Tokenizer,
+    max_length: int,
+    nsp: bool,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the manifest of the shards in ``folder``, whose entries ``files`` come from :func:`write_shard`.
+
+    Raises:
+        UserError: there is no row at all.
+    """
+    if not sum(file["rows"] for file in files):
+        raise UserError(
+            f"no rows for {folder.name.strip('.')}: the sources gave no text; check the paths and the text field"
+        )
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -98,46 +163,54 @@ def write_shards(
     return manifest
 
 
-def _write_shard(path: Path, rows: list[TokenRow], schema: pa.Schema) -> dict[str, Any]:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for start in range(0, len(rows), ROWS_PER_RECORD_BATCH):
-            chunk = rows[start : start + ROWS_PER_RECORD_BATCH]
-            columns = [
-                [row.input_ids for row in chunk],
-                [row.segment_b_start for row in chunk],
-                [row.next_sentence_label for row in chunk],
-            ]
-            arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return {
-        "name": path.name,
-        "rows": len(rows),
-        "tokens": sum(len(row.input_ids) for row in rows),
-        "bytes": path.stat().st_size,
-        "sha256": sha256_file(path),
-    }
+def _columns(rows: list[TokenRow], vocab_size: int) -> RowColumns:
+    id_type = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    return RowColumns(
+        np.concatenate([np.asarray(row.input_ids, dtype=id_type) for row in rows]),
+        np.array([len(row.input_ids) for row in rows], dtype=np.int64),
+        np.array([row.segment_b_start for row in rows], dtype=np.uint16),
+        np.array([row.next_sentence_label for row in rows], dtype=np.uint8),
+    )
+
+
+BadShards = Literal["fail", "skip"]
 
 
 class ShardReader:
     """Random access by row into a shard folder, memory-mapped.
 
+    Args:
+        verify_hashes: read each file once and compare its sha256 with the manifest.
+        bad_shards: ``"fail"`` refuses a folder with a missing or damaged file; ``"skip"`` leaves the rows of
+            such a file out, and names it in ``skipped``. Rows behind it move up, so the order of an epoch is
+            another one: it is a way to go on, not a way to repeat a run.
+
+    Attributes:
+        skipped: one message for each file that was left out.
+
     Raises:
-        UserError: the folder or manifest is missing or of another format, holds no rows, or a file's size or
-            hash differs from the manifest.
+        UserError: the folder or manifest is missing or of another format or holds no rows, or, under
+            ``"fail"``, a file's size or hash differs from the manifest.
     """
 
-    def __init__(self, folder: str | Path, *, verify_hashes: bool = True) -> None:
+    def __init__(self, folder: str | Path, *, verify_hashes: bool = True, bad_shards: BadShards = "fail") -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        self.skipped: list[str] = []
+        schema = shard_schema(self.manifest["tokenizer"]["vocab_size"])
         self._record_batches: list[pa.RecordBatch] = []
-        first_rows = [0]
         for entry in self.manifest["files"]:
-            for batch in _open_shard(self.folder, entry, verify_hashes):
-                self._record_batches.append(batch)
-                first_rows.append(first_rows[-1] + batch.num_rows)
-        self._first_rows = np.array(first_rows)
-        if len(self) != self.manifest["rows"]:
-            raise UserError(f"shard folder {str(self.folder)!r} holds {len(self)} rows, its manifest says {self.manifest['rows']}; build it again")
+            try:
+                self._record_batches.extend(_open_shard(self.folder, entry, schema, verify_hashes))
+            except UserError as error:
+                if bad_shards == "fail":
+                    raise UserError(
+                        f"{error}; or set bad_shards=skip to go on without its {entry['rows']} rows"
+                    ) from error
+                self.skipped.append(str(error))
+        if not self._record_batches:
+            raise UserError(f"shard folder {str(self.folder)!r} has no good shard left; {_ADVICE}")
+        self._first_rows = np.cumsum([0, *(batch.num_rows for batch in self._record_batches)])
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
@@ -165,24 +238,76 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"shard folder {str(folder)!r} does not exist; build it with bitbert-data CONFIG")
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"shard folder {str(folder)!r} is empty or unfinished (no {MANIFEST}); build it with bitbert-data CONFIG")
+        raise UserError(
+            f"shard folder {str(folder)!r} is empty or unfinished (no {MANIFEST}); build it with bitbert-data CONFIG"
+        )
     manifest = read_json(folder / MANIFEST, "shard manifest")
-    found = (manifest.get("format"), manifest.get("format_version"))
+    found = (manifest.get("format"), manifest.get("format_version")) if isinstance(manifest, dict) else (None, None)
     if found != (FORMAT, FORMAT_VERSION):
-        raise UserError(f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again")
+        raise UserError(
+            f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, "
+            f"wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again"
+        )
+    missing = [key for key in _MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise UserError(f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}")
+    strange = [entry["name"] for entry in manifest["files"] if Path(entry["name"]).name != entry["name"]]
+    if strange:
+        raise UserError(f"{str(folder / MANIFEST)!r} names files outside of its folder ({strange[0]!r}); {_ADVICE}")
     if not manifest["rows"]:
         raise UserError(f"shard folder {str(folder)!r} holds no rows; build it again from a corpus with text")
     return manifest
 
 
-def _open_shard(folder: Path, entry: dict[str, Any], verify_hash: bool) -> list[pa.RecordBatch]:
+def verify_shards(folder: Path) -> list[str]:
+    """Check every file of a shard folder: presence, size, sha256, schema, rows, tokens. Return what is wrong.
+
+    Raises:
+        UserError: the manifest itself cannot be read.
+    """
+    manifest = read_manifest(folder)
+    problems = []
+    for entry in manifest["files"]:
+        try:
+            batches = _open_shard(folder, entry, shard_schema(manifest["tokenizer"]["vocab_size"]), verify_hash=True)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        tokens = sum(len(batch.column(0).values) for batch in batches)
+        if tokens != entry["tokens"]:
+            problems.append(
+                f"shard {str(folder / entry['name'])!r} holds {tokens} tokens, "
+                f"its manifest says {entry['tokens']}; {_ADVICE}"
+            )
+    for key in ("rows", "tokens"):
+        total = sum(entry[key] for entry in manifest["files"])
+        if total != manifest[key]:
+            problems.append(f"{str(folder / MANIFEST)!r} says {manifest[key]} {key}, its files have {total}; {_ADVICE}")
+    strangers = {path.name for path in folder.glob("*.arrow")} - {entry["name"] for entry in manifest["files"]}
+    problems += [f"{str(folder / name)!r} is in no manifest; remove it" for name in sorted(strangers)]
+    return problems
+
+
+def _open_shard(folder: Path, entry: dict[str, Any], schema: pa.Schema, verify_hash: bool) -> list[pa.RecordBatch]:
     path = folder / entry["name"]
-    advice = "build the shards again or copy the file anew"
     if not path.is_file():
-        raise UserError(f"shard {str(path)!r} is missing; {advice}")
+        raise UserError(f"shard {str(path)!r} is missing; {_ADVICE}")
     if path.stat().st_size != entry["bytes"]:
-        raise UserError(f"shard {str(path)!r} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}; {advice}")
+        raise UserError(
+            f"shard {str(path)!r} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}; {_ADVICE}"
+        )
     if verify_hash and sha256_file(path) != entry["sha256"]:
-        raise UserError(f"shard {str(path)!r} differs from the sha256 in its manifest; {advice}")
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    return [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        raise UserError(f"shard {str(path)!r} differs from the sha256 in its manifest; {_ADVICE}")
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"shard {str(path)!r} is no whole Arrow file ({error}); {_ADVICE}") from error
+    if reader.schema != schema:
+        raise UserError(
+            f"shard {str(path)!r} has the columns {reader.schema.names} of other types than the format's; {_ADVICE}"
+        )
+    rows = sum(batch.num_rows for batch in batches)
+    if rows != entry["rows"]:
+        raise UserError(f"shard {str(path)!r} holds {rows} rows, its manifest says {entry['rows']}; {_ADVICE}")
+    return batches

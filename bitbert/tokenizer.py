@@ -73,7 +73,9 @@ class Tokenizer(ABC):
     def _find_special_tokens(self, origin: str) -> None:
         missing = [token for token in SPECIAL_TOKENS if self.token_to_id(token) is None]
         if missing:
-            raise UserError(f"tokenizer {origin!r} lacks {', '.join(missing)}; a BERT vocabulary has {', '.join(SPECIAL_TOKENS)}")
+            raise UserError(
+                f"tokenizer {origin!r} lacks {', '.join(missing)}; a BERT vocabulary has {', '.join(SPECIAL_TOKENS)}"
+            )
         for token in SPECIAL_TOKENS:
             setattr(self, f"{token.strip('[]').lower()}_id", self.token_to_id(token))
 
@@ -102,7 +104,7 @@ class WordPieceTokenizer(Tokenizer):
             except Exception as error:  # the Rust binding raises bare Exception
                 raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from error
         else:
-            self._backend = _uncased_bert_backend(path)
+            self._backend = wordpiece_backend(_read_vocabulary(path), lowercase=True)
         self._backend.no_padding()
         self._backend.no_truncation()
         self.vocab_size = self._backend.get_vocab_size()
@@ -112,6 +114,33 @@ class WordPieceTokenizer(Tokenizer):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
 
+    @property
+    def encodes_words_separately(self) -> bool:
+        """Whether the ids of a text are those of its words, split at white space, one after the other.
+
+        True for BERT's rules: neither the normaliser nor the cut into punctuation and letters looks across
+        white space, and no added token holds any.
+        """
+        parts = json.loads(self._backend.to_str())
+        types = tuple((parts[key] or {}).get("type") for key in ("normalizer", "pre_tokenizer", "model"))
+        bert = ("BertNormalizer", "BertPreTokenizer", "WordPiece")
+        return types == bert and all(token.split() == [token] for token in self.added_tokens)
+
+    def encode_words(self, words: list[str]) -> tuple[list[int], list[int]]:
+        """(ids of all ``words`` one after the other, number of ids of each word); a word holds no white space."""
+        encoding = self._backend.encode(words, is_pretokenized=True, add_special_tokens=False)
+        return encoding.ids, _count_by_word(encoding.word_ids, len(words))
+
+    def encode_atoms(self, atoms: list[str]) -> tuple[list[int], list[int]]:
+        """:meth:`encode_words`, faster, for words that the rules never cut: ASCII letters and digits, or one sign."""
+        encoding = self._backend.encode(" ".join(atoms), add_special_tokens=False)
+        return encoding.ids, _count_by_word(encoding.word_ids, len(atoms))
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """Tokens that are found in the text before the rules apply, special ones included."""
+        return [entry["content"] for entry in json.loads(self._backend.to_str())["added_tokens"]]
+
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
@@ -120,8 +149,16 @@ class WordPieceTokenizer(Tokenizer):
         return WORDPIECE_FILE
 
 
+def _count_by_word(word_ids: list[int | None], num_words: int) -> list[int]:
+    counts = [0] * num_words
+    for word in word_ids:
+        if word is not None:
+            counts[word] += 1
+    return counts
+
+
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model whose user-defined symbols include the five BERT special tokens."""
+    """A SentencePiece model whose control or user-defined symbols include the five BERT special tokens."""
 
     kind = "sentencepiece"
 
@@ -150,7 +187,8 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer from a file, from a model folder, from ``package://DIST/PATH`` or from a Hugging Face id.
+    """Load a tokenizer from a file, from a model folder, from ``package://DIST/PATH`` or from a Hugging Face
+    id.
 
     Raises:
         UserError: nothing readable is there, or the vocabulary lacks a special token.
@@ -160,7 +198,10 @@ def load_tokenizer(name: str) -> Tokenizer:
         candidates = (WORDPIECE_FILE, SENTENCEPIECE_FILE, "vocab.txt")
         found = [path / candidate for candidate in candidates if (path / candidate).is_file()]
         if not found:
-            raise UserError(f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; give a folder or file that holds one")
+            raise UserError(
+                f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; "
+                "give a folder or file that holds one"
+            )
         path = found[0]
     elif not path.is_file():
         path = _download(name)
@@ -169,32 +210,45 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def _download(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"tokenizer {name!r} does not exist; give a folder, a tokenizer.json, a vocab.txt, a .model file or a Hugging Face id")
+        raise UserError(
+            f"tokenizer {name!r} does not exist; "
+            "give a folder, a tokenizer.json, a vocab.txt, a .model file or a Hugging Face id"
+        )
     try:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(name, WORDPIECE_FILE))
     except Exception as error:  # offline, unknown id, gated: one answer for the user
         reason = str(error).splitlines()[0]
-        raise UserError(f"tokenizer {name!r} is not a local path and could not be fetched from the Hugging Face hub ({reason})") from error
+        raise UserError(
+            f"tokenizer {name!r} is not a local path and could not be fetched from the Hugging Face hub ({reason})"
+        ) from error
 
 
-def _uncased_bert_backend(path: Path) -> Any:
+def wordpiece_backend(vocab: dict[str, int], *, lowercase: bool) -> Any:
+    """A `tokenizers` object with BERT's rules for ``vocab`` (token -> id)."""
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import models, normalizers, pre_tokenizers
 
+    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token in vocab]
+    )
+    return backend
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    """Token -> id of a vocab.txt: one token a line."""
     try:
         tokens = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"vocabulary {str(path)!r} cannot be read: {error}") from error
     if tokens and not tokens[-1]:
         tokens.pop()
-    vocab = {token.rstrip("\r"): index for index, token in enumerate(tokens)}
-    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocab])
-    return backend
+    return {token.rstrip("\r"): index for index, token in enumerate(tokens)}
 
 
 def _wordpiece_fingerprint(serialized: str) -> str:

@@ -1,95 +1,96 @@
-"""Next-sentence pairs as in original BERT (Devlin et al., 2018): [CLS] A [SEP] B [SEP].
+"""Where rows begin and end: next-sentence pairs as in original BERT (Devlin et al., 2018), or single segments.
 
-Consecutive sentences fill a row up to its length. Half of the rows split them into A and the B that follows; in
-the other half B is cut from another document, never the same one, and the sentences that B displaced open the
-next row. A sentence longer than a row is continued in the next rows, so no token is lost.
+Consecutive sentences fill a row up to its length. For pairs, a border between two of them cuts the row into A
+and the B that follows; in half of the rows B comes from another document instead, never the same one, and the
+sentences that B displaced open the next row. Where BERT truncates a row that has grown too long, here the
+rest of the sentence opens the next row: each token of a document is in exactly one row as its own (and in any
+number of rows as a random B).
 """
 
+import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from bitbert.shards import TokenRow
-from bitbert.tokenizer import Tokenizer
-
-from .sentences import TokenDocument
-
-NUM_SPECIAL_TOKENS = 3
 IS_NEXT, NOT_NEXT = 0, 1
 
 
-class PairBuilder:
-    """Rows from documents.
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """One row as two ranges of the shard's ids; B is empty where rows are single segments."""
 
-    Args:
-        documents: all documents that a random B may come from; at least two.
-        max_length: tokens a row, [CLS] and two [SEP] included.
-        short_sequence_probability: share of rows with a random shorter length, as in BERT.
+    first_a: int
+    end_a: int
+    first_b: int
+    end_b: int
+    label: int
+
+
+@dataclass
+class RowBuilder:
+    """Cuts documents into rows. A document is given as its edges: its sentences' borders, both ends included.
+
+    Attributes:
+        room: ids a row, special tokens not counted; at least 2.
+        short_probability: share of rows that are filled to a random shorter length only.
+        stream: the source of chance; only its ``random()`` is used, whose values Python promises to keep.
     """
 
-    def __init__(
-        self, documents: Sequence[TokenDocument], tokenizer: Tokenizer, *, max_length: int, short_sequence_probability: float, seed: int
-    ) -> None:
-        self._documents = documents
-        self._tokenizer = tokenizer
-        self._room = max_length - NUM_SPECIAL_TOKENS
-        self._short_probability = short_sequence_probability
-        self._seed = seed
+    room: int
+    short_probability: float
+    stream: random.Random
+    _surplus: float = 0.0  # random rows above one half that lone sentences forced so far
 
-    def rows(self, index: int) -> Iterator[TokenRow]:
-        """Rows of document ``index``: a function of the documents, the seed and the index alone."""
-        random = np.random.default_rng([self._seed, index])
-        room = self._draw_room(random)
-        pending = [piece for sentence in self._documents[index].sentences for piece in _pieces(sentence, self._room // 2)]
-        pending.reverse()  # a stack: the next sentence is last
-        chunk: list[np.ndarray] = []
-        while pending:
-            chunk.append(pending.pop())
-            length = sum(len(piece) for piece in chunk)
-            if pending and length + len(pending[-1]) <= room:
-                continue
-            first, second, label = self._split(chunk, index, room, random)
-            if label == NOT_NEXT:  # what B displaced opens the next row
-                pending.extend(reversed(chunk[len(first) :]))
-            yield self._row(_join(first), second, label)
-            chunk, room = [], self._draw_room(random)
+    def segments(self, edges: Sequence[int]) -> Iterator[RowSpan]:
+        """Rows of one document without pairs."""
+        first, stop = edges[0], edges[-1]
+        while first < stop:
+            end = min(first + self._draw_target(), stop)
+            yield RowSpan(first, end, end, end, IS_NEXT)
+            first = end
 
-    def _split(
-        self, chunk: list[np.ndarray], index: int, room: int, random: np.random.Generator
-    ) -> tuple[list[np.ndarray], np.ndarray, int]:
-        """(A's pieces, B, label) of one row."""
-        is_random = random.random() < 0.5
-        if len(chunk) == 1 and not is_random:
-            if len(chunk[0]) > 1:  # a lone sentence: its second half is what follows its first
-                middle = len(chunk[0]) // 2
-                return [chunk[0][:middle]], chunk[0][middle:], IS_NEXT
-            is_random = True
-        first = chunk[: 1 if len(chunk) == 1 else int(random.integers(1, len(chunk)))]
-        if not is_random:
-            return first, _join(chunk[len(first) :]), IS_NEXT
-        return first, self._random_segment(index, room - sum(map(len, first)), random), NOT_NEXT
+    def pairs(self, documents: Sequence[Sequence[int]], index: int) -> Iterator[RowSpan]:
+        """Rows of document ``index``; random B's come from the others."""
+        edges = documents[index]
+        first, stop = edges[0], edges[-1]
+        while first < stop:
+            target = self._draw_target()
+            end = min(first + target, stop)
+            low = bisect_right(edges, first)
+            high = bisect_left(edges, end, low)
+            label = self._draw_label(is_lone=low == high)
+            # A lone sentence (or part of one) has no border inside: half of the row is left for B.
+            cut = edges[low + self._draw(high - low)] if low < high else min(end, first + target // 2)
+            if label == IS_NEXT:
+                yield RowSpan(first, cut, cut, end, IS_NEXT)
+                first = end
+            else:
+                first_b, end_b = self._random_segment(documents, index, target - (cut - first))
+                yield RowSpan(first, cut, first_b, end_b, NOT_NEXT)
+                first = cut
 
-    def _random_segment(self, index: int, room: int, random: np.random.Generator) -> np.ndarray:
-        """Consecutive sentences of another document, from a random one on, cut to ``room`` tokens."""
-        other = (index + 1 + int(random.integers(len(self._documents) - 1))) % len(self._documents)
-        sentences = self._documents[other].sentences
-        start = int(random.integers(len(sentences)))
-        return _join(sentences[start:])[: max(1, room)]
+    def _draw_target(self) -> int:
+        if self.stream.random() < self.short_probability:
+            return 2 + self._draw(self.room - 1)
+        return self.room
 
-    def _draw_room(self, random: np.random.Generator) -> int:
-        if random.random() < self._short_probability:
-            return int(random.integers(2, self._room + 1))
-        return self._room
+    def _draw_label(self, *, is_lone: bool) -> int:
+        """One half of each label: a lone sentence has no next one, and what it tips is made up for elsewhere."""
+        if is_lone:
+            self._surplus += 0.5
+            return NOT_NEXT
+        label = NOT_NEXT if self.stream.random() < 0.5 else IS_NEXT
+        if label == NOT_NEXT and self._surplus >= 1:
+            self._surplus -= 1
+            return IS_NEXT
+        return label
 
-    def _row(self, first: np.ndarray, second: np.ndarray, label: int) -> TokenRow:
-        cls, sep = ([token] for token in (self._tokenizer.cls_id, self._tokenizer.sep_id))
-        ids = np.concatenate([cls, first, sep, second, sep]).astype(first.dtype)
-        return TokenRow(ids, len(first) + 2, label)
+    def _draw(self, below: int) -> int:
+        return int(self.stream.random() * below)
 
-
-def _pieces(sentence: np.ndarray, longest: int) -> list[np.ndarray]:
-    return [sentence[start : start + longest] for start in range(0, len(sentence), longest)]
-
-
-def _join(pieces: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(pieces)
+    def _random_segment(self, documents: Sequence[Sequence[int]], index: int, length: int) -> tuple[int, int]:
+        """The text of another document from the start of a random sentence on, ``length`` ids or to its end."""
+        other = (index + 1 + self._draw(len(documents) - 1)) % len(documents)
+        edges = documents[other]
+        first = edges[self._draw(len(edges) - 1)]
+        return first, min(first + length, edges[-1])

@@ -8,7 +8,7 @@ from bitbert.config import FrozenConfig
 
 
 class FinetuneConfig(FrozenConfig):
-    """AdamW at a constant rate, no warm-up, no decay, no clipping; the whole model is trained."""
+    """AdamW on the whole model; by default at a constant rate, without warm-up, decay and clipping."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     epochs: Annotated[
@@ -18,6 +18,11 @@ class FinetuneConfig(FrozenConfig):
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     max_length: Annotated[int, Field(ge=8)] = 128
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Annotated[
+        Literal["constant", "linear"], Field(description="after the warm-up: constant, or linear decay to zero")
+    ] = "constant"
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1, description="share of the steps with a rising rate")] = 0.0
+    gradient_clipping: Annotated[float, Field(ge=0, description="global norm; 0 = off")] = 0.0
     selection: Annotated[
         Literal["best_epoch", "last_epoch"],
         Field(description="best_epoch: the epoch with the best dev score, as published; its score is optimistic"),

@@ -90,12 +90,12 @@ def _finetune_seed(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     epochs = config.epochs or task.epochs
-    steps = -(-len(encoded.train) // config.batch_size)
+    step, steps_per_epoch = 0, -(-len(encoded.train) // config.batch_size)
     history: list[Scores] = []
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"{task.name} seed {seed}", total=epochs * steps)
+        bar = progress.add_task(f"{task.name} seed {seed}", total=epochs * steps_per_epoch)
         for epoch in range(epochs):
             model.train()
             for batch in batches(
@@ -109,7 +109,11 @@ def _finetune_seed(
                     )
                 optimizer.zero_grad()
                 loss.backward()
+                if config.gradient_clipping:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)
+                optimizer.param_groups[0]["lr"] = learning_rate(config, step, epochs * steps_per_epoch)
                 optimizer.step()
+                step += 1
                 progress.advance(bar)
             history.append(
                 {
@@ -129,6 +133,16 @@ def _finetune_seed(
     save_packed(folder / "packed", packed, _card(result), replace=True)
     write_json_atomically(folder / "result.json", result)
     return result
+
+
+def learning_rate(config: FinetuneConfig, step: int, total_steps: int) -> float:
+    """Rate of update number ``step`` (0-based) of ``total_steps``, as a closed form."""
+    warmup_steps = round(config.warmup_fraction * total_steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (total_steps - step) / (total_steps - warmup_steps)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bitbert.config import dump_config, load_config
-from bitbert.data_prep.config import DataConfig
+from bitbert.data_prep.config import DataConfig, TokenizerConfig
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.pretrain.config import PretrainConfig
 from tests.conftest import REPOSITORY
@@ -22,7 +22,7 @@ def test_each_room_has_a_smoke_config() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_config_is_valid_and_survives_a_dump(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITBERT_DATA", "data")
-    config_class = CLASSES[path.parent.name]
+    config_class = TokenizerConfig if path.stem == "tokenizer" else CLASSES[path.parent.name]
     config = load_config(config_class, path)
     dump_config(config, tmp_path / "dumped.yaml")
     assert load_config(config_class, tmp_path / "dumped.yaml") == config

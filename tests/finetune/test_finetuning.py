@@ -11,7 +11,7 @@ from bitbert.errors import UserError
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.data import TaskData, encode, read_csv_task
 from bitbert.finetune.source import open_source
-from bitbert.finetune.train import finetune, majority_scores
+from bitbert.finetune.train import finetune, learning_rate, majority_scores
 from bitbert.model.export import pack_model
 from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime
@@ -154,6 +154,30 @@ def test_training_rows_can_be_limited(task: TaskData, saved_model: Path, tmp_pat
     assert not np.array_equal(few, all_rows)
     assert limited["config"]["max_train_rows"] == 8
     assert whole["config"]["max_train_rows"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "rates"),
+    [
+        ({}, [2, 2, 2, 2]),
+        ({"schedule": "linear"}, [2, 1.5, 1, 0.5]),
+        ({"schedule": "linear", "warmup_fraction": 0.5}, [1, 2, 2, 1]),
+        ({"warmup_fraction": 0.5}, [1, 2, 2, 2]),
+    ],
+)
+def test_learning_rate_is_its_closed_form(fields: dict, rates: list[float]) -> None:
+    recipe = FinetuneConfig(learning_rate=2, **fields)
+    assert [learning_rate(recipe, step, 4) for step in range(4)] == pytest.approx(rates)
+
+
+def test_clipping_and_schedule_reach_the_weights(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    weights = []
+    for number, change in enumerate(({}, {"gradient_clipping": 1e-4}, {"schedule": "linear"})):
+        recipe = RECIPE.model_copy(update={"epochs": 1, **change})
+        finetune(open_source(str(saved_model), None), task, recipe, [0], tmp_path / str(number), model_name="m")
+        weights.append(load_packed(tmp_path / str(number) / "seed-0" / "packed").tensors["classifier.weight"])
+    assert not np.array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
 
 
 def test_diverging_finetuning_stops(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
