@@ -62,14 +62,7 @@ class Runtime:
     ) -> None:
         self.config: PackedConfig = model.config
         self.tokenizer = model.tokenizer
-        chosen = choose_isa(isa)
-        self._model: NativeModel | ReferenceModel
-        if chosen == NUMPY or np.dtype(dtype) != np.float32:
-            from bitbert.runtime.reference import ReferenceModel
-
-            self._model = ReferenceModel(model, dtype)
-        else:
-            self._model = NativeModel(model.config, model.tensors, chosen)
+        self._model = _build(model, dtype, choose_isa(isa))
         self._model.set_threads(num_threads)
 
     @classmethod
@@ -163,6 +156,14 @@ class Runtime:
         probabilities = softmax(logits[None])[0]
         best = int(probabilities.argmax())
         return Prediction(self.config.labels[best], float(probabilities[best]), values)
+
+
+def _build(model: PackedModel, dtype: Any, isa: str) -> "NativeModel | ReferenceModel":
+    if isa != NUMPY and np.dtype(dtype) == np.float32:
+        return NativeModel(model.config, model.tensors, isa)
+    from bitbert.runtime.reference import ReferenceModel
+
+    return ReferenceModel(model, dtype)
 
 
 def _batches(items: Iterable[Tokens]) -> Iterator[list[Tokens]]:
