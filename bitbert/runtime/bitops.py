@@ -25,8 +25,11 @@ def choose_isa(isa: str | None = None) -> str:
     Raises:
         UserError: this machine does not have the one that was asked for.
     """
+    wanted = isa or os.environ.get(ISA_VARIABLE)
+    if wanted == NUMPY:
+        return NUMPY
     available = available_isas()
-    wanted = isa or os.environ.get(ISA_VARIABLE) or available[0]
+    wanted = wanted or available[0]
     if wanted not in available:
         raise UserError(
             f"instruction set {wanted!r} is not available here, wanted one of {', '.join(available)}; "

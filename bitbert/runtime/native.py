@@ -63,11 +63,16 @@ def load_library() -> ctypes.CDLL | None:
     """The native library, or None where it was not built.
 
     Raises:
-        UserError: the library is of another version than this package.
+        UserError: the library cannot be loaded, or is of another version than this package.
     """
     if not LIBRARY.is_file():
         return None
-    library = ctypes.CDLL(str(LIBRARY))
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise UserError(
+            f"native library {str(LIBRARY)!r} cannot be loaded ({error}); install bitbert again, or set BITBERT_ISA=numpy"
+        ) from error
     for name, result, arguments in (
         ("bitbert_abi_version", c_int, ()),
         ("bitbert_error", c_char_p, ()),

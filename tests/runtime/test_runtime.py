@@ -80,6 +80,21 @@ def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
         native.load_library()
 
 
+def test_a_library_that_cannot_be_loaded_is_named_and_avoidable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "libbitbert.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(native, "LIBRARY", broken)
+    native.load_library.cache_clear()
+    with pytest.raises(
+        UserError, match=r"libbitbert.so' cannot be loaded .*; install bitbert again, or set BITBERT_ISA"
+    ):
+        Runtime.load(PACKED)
+    assert Runtime.load(PACKED, isa="numpy").isa == "numpy"
+    native.load_library.cache_clear()
+
+
 def test_streaming_reads_no_further_than_it_must(runtime: Runtime) -> None:
     read = []
 
