@@ -71,7 +71,8 @@ def load_library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise UserError(
-            f"native library {str(LIBRARY)!r} cannot be loaded ({error}); install bitbert again, or set BITBERT_ISA=numpy"
+            f"native library {str(LIBRARY)!r} cannot be loaded ({error}); "
+            "install bitbert again, or set BITBERT_ISA=numpy"
         ) from error
     for name, result, arguments in (
         ("bitbert_abi_version", c_int, ()),
