@@ -205,6 +205,7 @@ def test_tokenizer_is_pinned_by_its_fingerprint(corpus: Path, make_config: MakeC
 def test_real_text_builds_with_the_bert_vocabulary(data_folder: Path, make_config: MakeConfig) -> None:
     config = make_config(data_folder / "corpus" / "tiny.jsonl", tokenizer=str(data_folder / "vocab"), max_length=512)
     report = build_shards(config, workers=1)
-    assert report["train"]["padding_share"] < 0.3
+    # Documents shorter than a row are not filled up with strangers: the length of a row would tell its label.
+    assert report["train"]["padding_share"] < 0.4
     assert ShardReader(Path(config.output) / "train").tokenizer["fingerprint"].startswith("9ef8b7fffba2")
     assert os.listdir(Path(config.output).parent).count("shards") == 1

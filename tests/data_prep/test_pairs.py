@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.tree import DecisionTreeClassifier
 
 from bitbert.data_prep.pairs import IS_NEXT, NOT_NEXT, RowBuilder
 
@@ -47,7 +48,6 @@ def test_each_token_is_in_one_row_and_no_row_is_too_long(
                 other = next(k for k, found in enumerate(documents) if found[0] <= span.first_b < found[-1])
                 assert other != index
                 assert span.end_b <= documents[other][-1]
-                assert span.first_b in documents[other]
         assert own[0][0] == edges[0]
         assert own[-1][1] == edges[-1]
         assert all(before[1] == after[0] for before, after in pairwise(own))
@@ -83,8 +83,46 @@ def test_short_rows_have_their_probability_and_others_are_full() -> None:
     assert 0.07 < short < 0.14
 
 
-def test_a_document_of_one_sentence_becomes_an_a_with_a_random_b() -> None:
+def test_a_lone_sentence_is_cut_for_both_labels() -> None:
     documents = edges_of([[9], [7, 7]])
+    first_rows = [next(RowBuilder(61, 0.0, random.Random(seed)).pairs(documents, 0)) for seed in range(40)]
+    assert {span.label for span in first_rows} == {IS_NEXT, NOT_NEXT}
+    for span in first_rows:
+        assert 0 < span.end_a < 9
+        if span.label == NOT_NEXT:  # as long as the B it displaces, and from the end of a document as that one is
+            assert (span.end_b - span.first_b, span.end_b) == (9 - span.end_a, 23)
+
+
+def test_a_lone_id_has_a_random_b() -> None:
+    documents = edges_of([[1], [7, 7]])
     (span,) = RowBuilder(61, 0.0, random.Random(4)).pairs(documents, 0)
-    assert (span.first_a, span.end_a, span.label) == (0, 9, NOT_NEXT)
-    assert 9 <= span.first_b < span.end_b <= 23
+    assert (span.first_a, span.end_a, span.label, span.end_b - span.first_b) == (0, 1, NOT_NEXT, 1)
+
+
+@pytest.mark.parametrize("room", [61, 125])
+@pytest.mark.parametrize("longest", [5, 60])
+def test_the_label_does_not_show_in_how_a_row_is_cut(room: int, longest: int) -> None:
+    """Lengths, and whether A and B start and end at a sentence's border, must not tell the label.
+
+    They once did in most rows: a random B was cut to fill its row, a true B ended with its document.
+    """
+    stream = random.Random(1)
+    documents = edges_of([[stream.randint(3, 45) for _ in range(stream.randint(1, longest))] for _ in range(1200)])
+    borders = {border for edges in documents for border in edges}
+    builder = RowBuilder(room, 0.1, random.Random(2))
+    spans = [span for index in range(len(documents)) for span in builder.pairs(documents, index)][:20_000]
+    features = [
+        [
+            span.end_a - span.first_a,
+            span.end_b - span.first_b,
+            span.end_a - span.first_a + span.end_b - span.first_b,
+            span.end_a in borders,
+            span.first_b in borders,
+            span.end_b in borders,
+        ]
+        for span in spans
+    ]
+    labels = [span.label for span in spans]
+    half = len(spans) // 2
+    tree = DecisionTreeClassifier(max_depth=6, min_samples_leaf=50, random_state=0).fit(features[:half], labels[:half])
+    assert tree.score(features[half:], labels[half:]) < 0.57
