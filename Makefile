@@ -5,16 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: setup demo test check clean-demo
+.PHONY: setup demo test check bench fuzz clean-demo
 
 setup: $(STAMP)
 
-# Does nothing while neither the dependencies nor the constraints change.
-$(STAMP): pyproject.toml constraints.txt
+# Does nothing while neither the dependencies nor the C sources change.
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard native/src/* native/include/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@touch $@
 
 test: setup
 	$(BIN)/python -m pytest
@@ -38,6 +38,15 @@ demo: setup
 	  --config configs/finetune/demo.yaml --output $(DEMO)/finetune
 	@echo '--- 5/5  an answer from the packed bits, without torch'
 	@$(BIN)/python -m benchmarks.demo_table $(DEMO) --started $$(cat $(VENV)/.demo-started)
+
+# Needs a quiet machine and some minutes.
+bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/bench_runtime.py --json runs/bench_runtime.json
+	$(BIN)/python benchmarks/bench_data_prep.py --json runs/bench_data_prep.json
+
+fuzz: setup
+	$(BIN)/python benchmarks/fuzz_packed.py --minutes 10
 
 clean-demo:
 	rm -rf $(DEMO)
