@@ -33,9 +33,8 @@ def main() -> None:
     half = len(labels) // 2
     trees = GradientBoostingClassifier(random_state=0).fit(features[:half], labels[:half])
     larger = max(labels[half:].mean(), 1 - labels[half:].mean())
-    print(
-        f"{len(labels)} rows; larger label {larger:.3f}; read off the cut {trees.score(features[half:], labels[half:]):.3f}"
-    )
+    score = trees.score(features[half:], labels[half:])
+    print(f"{len(labels)} rows; larger label {larger:.3f}; read off the cut {score:.3f}")
     for name, importance in zip(FEATURES, trees.feature_importances_, strict=True):
         print(f"  {name:40} importance {importance:.2f}")
 
