@@ -20,7 +20,6 @@ from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
 from bitbert.model.linear import Binarizer, BinaryLinear
 
 IGNORED_LABEL = -100
-_TIED = {"mlm_head.decoder.weight": "bitbert.embeddings.word_embeddings.weight"}
 
 
 @dataclass
@@ -123,10 +122,21 @@ class BitBertModel(BitBertPreTrainedModel):
         return output if _flag(return_dict, self.config.return_dict) else output.to_tuple()
 
 
-class BitBertForPreTraining(BitBertPreTrainedModel):
-    """Masked-LM and next-sentence heads on the binary encoder."""
+class _WithMaskedLMHead(BitBertPreTrainedModel):
+    """What transformers asks of a model whose decoder is tied to the latent word table."""
 
-    _tied_weights_keys = _TIED
+    _tied_weights_keys = {"mlm_head.decoder.weight": "bitbert.embeddings.word_embeddings.weight"}  # noqa: RUF012
+    mlm_head: MaskedLMHead
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.mlm_head.decoder = value
+
+
+class BitBertForPreTraining(_WithMaskedLMHead):
+    """Masked-LM and next-sentence heads on the binary encoder."""
 
     def __init__(self, config: BitBertConfig) -> None:
         super().__init__(config)
@@ -134,12 +144,6 @@ class BitBertForPreTraining(BitBertPreTrainedModel):
         self.mlm_head = MaskedLMHead(config)
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.mlm_head.decoder = value
 
     def forward(
         self,
@@ -186,22 +190,14 @@ class BitBertForPreTraining(BitBertPreTrainedModel):
         return result if _flag(return_dict, self.config.return_dict) else result.to_tuple()
 
 
-class BitBertForMaskedLM(BitBertPreTrainedModel):
+class BitBertForMaskedLM(_WithMaskedLMHead):
     """Masked-LM head on the binary encoder."""
-
-    _tied_weights_keys = _TIED
 
     def __init__(self, config: BitBertConfig) -> None:
         super().__init__(config)
         self.bitbert = BitBertModel(config)
         self.mlm_head = MaskedLMHead(config)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.mlm_head.decoder = value
 
     def forward(
         self,
