@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -16,6 +17,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
     matches = get_close_matches(name, list(known), n=1)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def require_packages(room: str, *packages: str) -> None:
+    """Say in a sentence what a base install lacks, where the first missing import would only name a module.
+
+    Raises:
+        ImportError: one of ``packages`` is not installed.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"{room} needs {', '.join(missing)}; install the training side: pip install 'bitbert[train]'")
 
 
 def fail(message: str) -> NoReturn:

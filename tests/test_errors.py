@@ -1,0 +1,44 @@
+"""Errors a user can act on."""
+
+import importlib
+import importlib.util
+import sys
+
+import pytest
+
+from bitbert.errors import UserError, did_you_mean, require_packages, run_door
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def door() -> None:
+        raise UserError("value got,\n value wanted")
+
+    with pytest.raises(SystemExit) as caught:
+        run_door(door)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: value got, value wanted\n"
+
+
+def test_other_errors_are_not_hidden() -> None:
+    def door() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_door(door)
+
+
+def test_nearest_name() -> None:
+    assert did_you_mean("stesp", ["steps", "seed"]) == "; did you mean 'steps'?"
+    assert did_you_mean("zzz", ["steps"]) == ""
+
+
+@pytest.mark.parametrize("room", ["bitbert.data_prep", "bitbert.pretrain", "bitbert.finetune"])
+def test_a_base_install_says_what_it_lacks(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitbert.errors.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, room, raising=False)
+    with pytest.raises(ImportError, match=r"needs .*pydantic.*pip install 'bitbert\[train\]'"):
+        importlib.import_module(room)
+
+
+def test_nothing_is_said_where_all_is_there() -> None:
+    require_packages("room", "json", "sys")
