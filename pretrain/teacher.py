@@ -11,7 +11,7 @@ from transformers import AutoConfig, BertForPreTraining
 
 from bitbert.errors import UserError
 from bitbert.resources import require_local_or_hub
-from bitbert.tokenizer import Tokenizer, load_tokenizer
+from bitbert.tokenizer import SENTENCEPIECE_FILE, WORDPIECE_FILE, Tokenizer, load_tokenizer
 
 from .config import LossSection
 from .data import Batch
@@ -123,7 +123,8 @@ def _check_tokenizer(name: str, path: str, config: Any, tokenizer: Tokenizer) ->
             "use the teacher's tokenizer for shards and training"
         )
     folder = Path(path)
-    if not folder.is_dir() or not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
+    tokenizer_files = (WORDPIECE_FILE, SENTENCEPIECE_FILE, "vocab.txt")
+    if not folder.is_dir() or not any((folder / file).is_file() for file in tokenizer_files):
         return  # the teacher brings no tokenizer; the vocabulary's size is all there is to compare
     theirs = load_tokenizer(path)
     if theirs.fingerprint != tokenizer.fingerprint:
