@@ -186,6 +186,7 @@ class ShardReader:
             another one: it is a way to go on, not a way to repeat a run.
 
     Attributes:
+        files: the manifest's entries of the files that are read.
         skipped: one message for each file that was left out.
 
     Raises:
@@ -197,11 +198,13 @@ class ShardReader:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.skipped: list[str] = []
+        self.files: list[dict[str, Any]] = []
         schema = shard_schema(self.manifest["tokenizer"]["vocab_size"])
         self._record_batches: list[pa.RecordBatch] = []
         for entry in self.manifest["files"]:
             try:
                 self._record_batches.extend(_open_shard(self.folder, entry, schema, verify_hashes))
+                self.files.append(entry)
             except UserError as error:
                 if bad_shards == "fail":
                     raise UserError(

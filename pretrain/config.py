@@ -16,6 +16,9 @@ class DataSection(FrozenConfig):
     train: str
     heldout: str
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    bad_shards: Annotated[
+        Literal["fail", "skip"], Field(description="a missing or damaged file stops the run, or its rows are left out")
+    ] = "fail"
 
 
 class ModelSection(FrozenConfig):

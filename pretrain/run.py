@@ -78,7 +78,9 @@ def check_run(config: PretrainConfig) -> Run:
 
 
 def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> BatchMaker:
-    reader = ShardReader(folder)
+    reader = ShardReader(folder, bad_shards=config.data.bad_shards)
+    for message in reader.skipped:
+        log(f"left out: {message}")
     found = reader.tokenizer["fingerprint"]
     if found != tokenizer.fingerprint:
         raise UserError(
@@ -132,7 +134,7 @@ def claim_folder(config: PretrainConfig) -> None:
 
 def data_identity(run: Run) -> list[str]:
     """Hashes of the training shards: a run continues only on the data it began with."""
-    return [entry["sha256"] for entry in run.train.reader.manifest["files"]]
+    return [entry["sha256"] for entry in run.train.reader.files]
 
 
 def save_final_model(run: Run, student: BitBertForPreTraining, summary: dict[str, Any]) -> Path:

@@ -15,10 +15,12 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from bitbert.config import load_config
+from bitbert.data_prep.config import DataConfig
+from bitbert.data_prep.write_shards import build_shards
 from bitbert.errors import UserError
 from bitbert.files import write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
-from bitbert.pretrain.run import check_run
+from bitbert.pretrain.run import check_run, data_identity
 from bitbert.tracking import read_metrics
 from tests.conftest import REPOSITORY, run_module
 
@@ -281,6 +283,22 @@ def test_mistakes_are_named_before_anything_starts(
     with pytest.raises(UserError) as caught:
         check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, [*settings, f"output={tmp_path}/run", *filled]))
     assert message in str(caught.value)
+
+
+def test_a_bad_shard_stops_the_run_or_is_left_out(settings: list[str], tiny_shards: Path, tmp_path: Path) -> None:
+    build_shards(
+        load_config(DataConfig, tiny_shards / "config.yaml", [f"output={tmp_path}/shards", "rows_per_shard=32"]),
+        workers=1,
+    )
+    overrides = [*settings, f"data.train={tmp_path}/shards/train", f"output={tmp_path}/run"]
+    whole = check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, overrides)).train.reader
+    damaged = tmp_path / "shards" / "train" / whole.files[1]["name"]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"shard-00001\.arrow.*bad_shards=skip"):
+        check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, overrides))
+    run = check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, [*overrides, "data.bad_shards=skip"]))
+    assert len(run.train.reader) == len(whole) - whole.files[1]["rows"]
+    assert data_identity(run) == [entry["sha256"] for entry in whole.files if entry != whole.files[1]]
 
 
 def test_mistake_is_one_line_and_exit_code_2(settings: list[str], tmp_path: Path) -> None:
