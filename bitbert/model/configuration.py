@@ -10,7 +10,7 @@ from bitbert.packed import FORMAT, PackedConfig, parse_config
 
 QUANT_METHOD = "bitbert_packed"
 """What transformers calls packed weights; see bitbert.model.quantizer."""
-_SHAPE_FIELDS = (
+SHAPE_FIELDS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -18,6 +18,7 @@ _SHAPE_FIELDS = (
     "intermediate_size",
     "max_position_embeddings",
     "type_vocab_size",
+    "layer_norm_eps",
 )
 _ARCHITECTURES = {
     "none": "BitBertModel",
@@ -98,7 +99,7 @@ class BitBertConfig(PreTrainedConfig):
 def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     """The fields of a :class:`BitBertConfig` for a packed checkpoint, its quantization method included."""
     names = ("method", "weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler", "layer_norm_eps")
-    fields = {name: getattr(packed, name) for name in (*names, *_SHAPE_FIELDS)}
+    fields = {name: getattr(packed, name) for name in (*names, *SHAPE_FIELDS)}
     fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
     if packed.head in ("classification", "regression"):
         labels = packed.labels or ["LABEL_0"]
@@ -145,14 +146,4 @@ def preset_fields(method: str) -> dict[str, Any]:
     return {"method": method, **PRESETS[method]}
 
 
-SHAPE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
 METHOD_FIELDS = ("method", *PRESETS["bipft-b"])
