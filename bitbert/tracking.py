@@ -60,6 +60,11 @@ class Tracker:
         if self._client is not None:
             self._mirror(lambda: self._log_mlflow(step, values))
 
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded above ``step``: the run went back there and will write it again."""
+        if self._path is not None:
+            self._drop_after(step)
+
     def close(self, status: RunStatus = "FINISHED") -> None:
         """End the MLflow run with ``status``."""
         if self._client is not None:

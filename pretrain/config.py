@@ -68,6 +68,17 @@ class TrackingSection(FrozenConfig):
     experiment: str = "bitbert-pretrain"
 
 
+class NonFiniteSection(FrozenConfig):
+    """An update whose loss or gradient is NaN or infinite on any rank is skipped on all; then what?"""
+
+    patience: Annotated[int, Field(ge=1, description="skipped updates in a row that end the run or roll it back")] = 3
+    action: Annotated[
+        Literal["stop", "rollback"],
+        Field(description="rollback: to the newest checkpoint, and past all batches since then"),
+    ] = "stop"
+    max_rollbacks: Positive = 2
+
+
 class PretrainConfig(FrozenConfig):
     """Everything that decides a run. Batch sizes are given once: accumulation follows from them."""
 
@@ -79,6 +90,7 @@ class PretrainConfig(FrozenConfig):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     tracking: TrackingSection = TrackingSection()
+    non_finite: NonFiniteSection = NonFiniteSection()
     steps: Positive = 500_000
     global_batch_size: Annotated[int, Field(ge=1, description="sequences a step, over all ranks")] = 512
     micro_batch_size: Annotated[int, Field(ge=1, description="sequences a rank at a time")] = 64
@@ -87,6 +99,22 @@ class PretrainConfig(FrozenConfig):
     eval_rows: Positive = 1024
     checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")] = 1000
     keep_checkpoints: Positive = 2
+    milestone_every: Annotated[
+        int, Field(ge=0, description="checkpoints at multiples of it are kept for ever; 0 = none")
+    ] = 0
+    failed_saves: Annotated[
+        int,
+        Field(ge=1, description="checkpoints in a row that cannot be written before the run stops"),
+    ] = 3
+    zero_stage: Annotated[
+        int, Field(ge=0, le=3, description="what DeepSpeed partitions: 1 moments, 2 and gradients, 3 and weights")
+    ] = 0
+    check_replicas_every: Annotated[
+        int, Field(ge=0, description="steps between comparisons of the ranks' parameters; 0 = only before checkpoints")
+    ] = 1000
+    rank_timeout_s: Annotated[
+        float, Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step or save")
+    ] = 600.0
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
 
