@@ -181,7 +181,7 @@ def load_model_weights(path: Path, model: nn.Module) -> None:
 def _restore(checkpoint: Checkpoint | None, name: str, tensors: TrainingTensors) -> None:
     """Rank 0 reads one tensor at a time and each rank keeps its part."""
     file = None if checkpoint is None else _open(checkpoint, name)
-    contents = tensors.from_main(None if file is None else [_entry(file, key) for key in file.keys()])  # noqa: SIM118
+    contents = tensors.from_main(None if file is None else [_entry(file, key) for key in sorted(file.keys())])
     specs = [TensorSpec(key, DTYPES[dtype], tuple(shape)) for key, dtype, shape in contents]
     tensors.check(specs, name)
     tensors.start_moments(specs)
