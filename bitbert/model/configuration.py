@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from bitbert.errors import UserError, did_you_mean
+from bitbert.model.levels import check_activation_bits
 from bitbert.packed import FORMAT, PackedConfig, parse_config
 
 QUANT_METHOD = "bitbert_packed"
@@ -47,6 +48,7 @@ class BitBertConfig(PreTrainedConfig):
         ffn_input: binarizer of the second feed-forward linear's input: ``"signed"`` {-a, a} or ``"unsigned"`` {0, a}.
         pooler: ``"plain"``: tanh(BinLinear(x)); ``"residual_norm"``: tanh(LN(BinLinear(x)) + x) (BiPFT).
         mlm_head_act: activation in the masked-LM head (BiPFT's runs ReLU).
+        activation_bits: 1, or 2, 4 or 8 for more levels an activation (BiT's W1A2, W1A4); see bitbert.model.levels.
     """
 
     model_type = "bitbert"
@@ -73,6 +75,7 @@ class BitBertConfig(PreTrainedConfig):
     ffn_input: InputBinarizer = "signed"
     pooler: Pooler = "residual_norm"
     mlm_head_act: Activation = "relu"
+    activation_bits: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -81,6 +84,7 @@ class BitBertConfig(PreTrainedConfig):
             )
         if self.residual_rank < 0:
             raise ValueError(f"residual_rank {self.residual_rank} is negative; use 0 for no estimators")
+        check_activation_bits(self.activation_bits)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -112,6 +116,7 @@ _ELASTIC: dict[str, Any] = {
     "hidden_act": "gelu",
     "ffn_input": "signed",
     "mlm_head_act": "relu",
+    "activation_bits": 1,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -129,6 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ffn_input": "unsigned",
         "pooler": "residual_norm",
         "mlm_head_act": "gelu",
+        "activation_bits": 1,
     },
 }
 

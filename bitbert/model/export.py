@@ -11,6 +11,7 @@ from bitbert.errors import UserError
 from bitbert.model.binarize import MIN_STEP, weight_statistics
 from bitbert.model.configuration import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig
 from bitbert.model.convert import mark_calibrated
+from bitbert.model.levels import refuse_packing
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
 from bitbert.model.modeling import (
     BitBertForNextSentencePrediction,
@@ -23,7 +24,8 @@ from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, u
 from bitbert.tokenizer import Tokenizer
 
 _NEGLIGIBLE_SCALE = 1e-6
-_PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name != "mlm_head_act")  # the MLM head is not packed
+# The MLM head is not packed, and packed activations have 1 bit.
+_PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name not in ("mlm_head_act", "activation_bits"))
 
 
 @torch.no_grad()
@@ -37,9 +39,11 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
         max_length: longest sequence the model was trained on; the runtime cuts texts to it.
 
     Raises:
-        UserError: step sizes were never calibrated, or the tokenizer has another number of tokens than the model.
+        UserError: activations have more than 1 bit, step sizes were never calibrated, or the tokenizer has another
+            number of tokens than the model.
     """
     config = model.config
+    refuse_packing(config.activation_bits)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; "

@@ -11,16 +11,18 @@ from bitbert.model.binarize import (
     binarize_weight,
     step_size,
 )
+from bitbert.model.levels import level_range, quantize_levels
 
 
 class Binarizer(nn.Module):
     """Elastic activation binarizer with one learned step size alpha.
 
-    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (``unsigned``) in x's shape, step has
-    shape (1,), and codes * step is the binarized value.
+    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (``unsigned``) in x's shape, or the
+    integers of :func:`level_range` where ``bits`` is above 1; step has shape (1,), and codes * step is the value.
 
-    While ``calibrating`` is set, a forward first puts alpha to 2 * mean|x| (signed) or 4 * mean|x| (unsigned);
-    the buffer ``calibrated`` records that it happened, so a loaded model is never calibrated by accident.
+    While ``calibrating`` is set, a forward first puts alpha to 2 * mean|x| (signed) or 4 * mean|x| (unsigned), over
+    the root of the highest code; the buffer ``calibrated`` records that it happened, so a loaded model is never
+    calibrated by accident.
     """
 
     alpha: nn.Parameter
@@ -28,7 +30,7 @@ class Binarizer(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.bits = kind, 1
         self.alpha = nn.Parameter(torch.ones(1))  # (1,): DeepSpeed cannot broadcast 0-dim parameters
         self.register_buffer("calibrated", torch.zeros(1, dtype=torch.bool))
         self.calibrating = False
@@ -37,19 +39,23 @@ class Binarizer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.calibrating:
             self._calibrate(x)
-        step = step_size(self.alpha, x.numel())
+        lowest, highest = level_range(self.kind, self.bits)
+        step = step_size(self.alpha, x.numel() * highest)
         if self.monitor is not None:
-            self.monitor.observe(x, step)
+            self.monitor.observe(x, step * highest)
+        if self.bits > 1:
+            return quantize_levels(x, step, lowest, highest), step
         binarize = binarize_unsigned if self.kind == "unsigned" else binarize_signed
         return binarize(x, step), step
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor) -> None:
-        self.alpha.fill_(1.0).mul_(INITIAL_STEP_FACTOR[self.kind] * x.abs().mean())
+        _, highest = level_range(self.kind, self.bits)
+        self.alpha.fill_(1.0).mul_(INITIAL_STEP_FACTOR[self.kind] / highest**0.5 * x.abs().mean())
         self.calibrated.fill_(True)
 
     def extra_repr(self) -> str:
-        return f"kind={self.kind}"
+        return f"kind={self.kind}, bits={self.bits}"
 
 
 class BinarizerStatistics:
@@ -59,9 +65,9 @@ class BinarizerStatistics:
         self.saturation = torch.zeros(())
 
     @torch.no_grad()
-    def observe(self, x: Tensor, step: Tensor) -> None:
+    def observe(self, x: Tensor, limit: Tensor) -> None:
         """saturation: share of inputs outside of the gradient window, where learning has stopped."""
-        self.saturation = (x.abs() > step).float().mean()
+        self.saturation = (x.abs() > limit).float().mean()
 
 
 class BinaryLinear(nn.Module):

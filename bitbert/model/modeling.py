@@ -71,6 +71,9 @@ class BitBertModel(BitBertPreTrainedModel):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.pooler = Pooler(config)
+        for module in self.modules():
+            if isinstance(module, Binarizer):
+                module.bits = config.activation_bits
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
