@@ -43,15 +43,18 @@ def set_activation_bits(model: nn.Module, bits: int) -> None:
     own copy of the parameters must be built afterwards. ``model.config.activation_bits`` follows.
 
     Raises:
-        UserError: there are no activations of this many bits.
+        UserError: there are no activations of this many bits, or the method has 1 bit only (BiBERT).
     """
     try:
         check_activation_bits(bits)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for module in model.modules():
-        if isinstance(module, Binarizer):
-            (_, before), (_, now) = (level_range(module.kind, number) for number in (module.bits, bits))
-            module.alpha.mul_((before / now) ** 0.5)
-            module.bits = bits
+    binarizers = [module for module in model.modules() if isinstance(module, Binarizer)]
+    if bits > 1 and any(binarizer.steps == "one" for binarizer in binarizers):
+        raise UserError(f"activation_bits {bits} for a model of plain signs; only elastic and minmax steps have levels")
+    for binarizer in binarizers:
+        (_, before), (_, now) = (level_range(binarizer.kind, number) for number in (binarizer.bits, bits))
+        if binarizer.steps == "learned":
+            binarizer.alpha.mul_((before / now) ** 0.5)
+        binarizer.bits = bits
     model.config.activation_bits = bits  # type: ignore[union-attr]

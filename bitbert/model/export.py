@@ -11,8 +11,8 @@ from bitbert.errors import UserError
 from bitbert.model.binarize import MIN_STEP, weight_statistics
 from bitbert.model.configuration import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig
 from bitbert.model.convert import mark_calibrated
-from bitbert.model.levels import refuse_packing
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
+from bitbert.model.methods import check_packable
 from bitbert.model.modeling import (
     BitBertForNextSentencePrediction,
     BitBertForPreTraining,
@@ -20,6 +20,7 @@ from bitbert.model.modeling import (
     BitBertModel,
     BitBertPreTrainedModel,
 )
+from bitbert.model.weights import WEIGHT_BINARIZERS
 from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, unpack_bits
 from bitbert.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
             number of tokens than the model.
     """
     config = model.config
-    refuse_packing(config.activation_bits)
+    check_packable(config)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
@@ -121,8 +122,10 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> BitBertPreTrained
 def _pack_weight(module: BinaryLinear | BinaryEmbedding) -> dict[str, np.ndarray]:
     weight = module.weight.detach()
     granularity = module.weight_scale if isinstance(module, BinaryLinear) else "channel"
-    center, scale = weight_statistics(weight, granularity)
-    negative: Tensor = weight - center < 0
+    center = WEIGHT_BINARIZERS[getattr(module, "weight_binarizer", "mean_centered")].center
+    assert center is not None  # check_packable
+    _, scale = weight_statistics(weight, granularity)
+    negative: Tensor = weight - center(weight) < 0
     return {
         "weight_bits": pack_bits(negative.cpu().numpy()),
         "weight_scale": scale.flatten().float().cpu().numpy(),

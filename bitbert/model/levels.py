@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from bitbert.errors import UserError
+from bitbert.model.binarize import MIN_STEP
 
 ACTIVATION_BITS = (1, 2, 4, 8)
 
@@ -26,9 +26,10 @@ def level_range(kind: str, bits: int) -> tuple[int, int]:
     """(lowest, highest) code of a quantizer.
 
     ``signed``: -2**(bits - 1) to 2**(bits - 1) - 1; ``unsigned``: 0 to 2**bits - 1. One signed bit is the exception,
-    -1 and +1 without 0. ``highest`` is LSQ's Q_p, which scales initial step and gradient.
+    -1 and +1 without 0; ``bool`` and ``strict_bool`` have one bit.
+    ``highest`` is LSQ's Q_p, which scales initial step and gradient.
     """
-    if kind == "unsigned":
+    if kind != "signed":
         return 0, 2**bits - 1
     return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
@@ -60,12 +61,10 @@ def quantize_levels(x: Tensor, step: Tensor, lowest: int, highest: int) -> Tenso
     return _Levels.apply(x, step, lowest, highest)
 
 
-def refuse_packing(bits: int) -> None:
-    """Raises:
-    UserError: activations have more than the 1 bit that packed checkpoints and the runtime hold.
+def minmax_step(x: Tensor, highest: int) -> Tensor:
+    """max|x| over the whole tensor divided by ``highest``, shape (1,), without gradient (TernaryBERT's range).
+
+    All of x then lies within the levels and the quantizer's gradient is the identity. The range is that of the whole
+    batch, so answers depend on neighbours, as published; TernaryBERT's also has an offset where x is not symmetric.
     """
-    if bits != 1:
-        raise UserError(
-            f"activations have {bits} bits, and a packed checkpoint and its runtime compute with 1-bit activations "
-            "only; train on with activation_bits=1, or keep the latent checkpoint"
-        )
+    return (x.detach().abs().amax() / highest).clamp(min=MIN_STEP).reshape(1)
