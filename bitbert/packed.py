@@ -20,7 +20,7 @@ from bitbert.files import publish_folder, read_json, sha256_file
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "bitbert-packed"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -29,6 +29,7 @@ SUMS_FILE = "SHA256SUMS"
 _TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CHOICES = {
     "weight_scale": ("tensor", "channel"),
+    "residual_estimators": ("shared", "per_head"),
     "hidden_act": ("gelu", "relu"),
     "ffn_input": ("signed", "unsigned"),
     "pooler": ("plain", "residual_norm"),
@@ -61,6 +62,7 @@ class PackedConfig:
     method: str
     weight_scale: str
     residual_rank: int
+    residual_estimators: str
     hidden_act: str
     ffn_input: str
     pooler: str
@@ -75,6 +77,11 @@ class PackedConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_estimator_sets(self) -> int:
+        """Sets of residual estimators a layer: 1, or one a head."""
+        return self.num_attention_heads if self.residual_estimators == "per_head" else 1
 
     @property
     def num_outputs(self) -> int:
@@ -150,9 +157,9 @@ def tensor_specs(config: PackedConfig) -> dict[str, tuple[str, tuple[int, ...]]]
             add(f"{layer}.attention.{name}_binarizer.alpha", 1)
         if config.residual_rank:
             for name in ("query_residual", "key_residual", "query_binary", "key_binary", "value_residual"):
-                rank = 1 if name == "value_residual" else config.residual_rank
-                add(f"{layer}.attention.estimator.{name}.weight", rank, hidden)
-                add(f"{layer}.attention.estimator.{name}.bias", rank)
+                rows = config.num_estimator_sets * (1 if name == "value_residual" else config.residual_rank)
+                add(f"{layer}.attention.estimator.{name}.weight", rows, hidden)
+                add(f"{layer}.attention.estimator.{name}.bias", rows)
         add_norm(f"{layer}.attention_norm")
         add_norm(f"{layer}.output_norm")
     if config.pooler == "residual_norm":

@@ -30,6 +30,8 @@ _ARCHITECTURES = {
 WeightScale = Literal["tensor", "channel"]
 InputBinarizer = Literal["signed", "unsigned"]
 Pooler = Literal["plain", "residual_norm"]
+ResidualEstimators = Literal["shared", "per_head"]
+ResidualInit = Literal["normal", "zero"]
 Activation = Literal["gelu", "relu"]
 
 
@@ -43,6 +45,9 @@ class BitBertConfig(PreTrainedConfig):
         method: name of the preset the fields came from; recorded, never branched on.
         weight_scale: one scale a weight matrix (``"tensor"``, BiT and BiPFT) or one an output channel.
         residual_rank: rank of BiPFT's estimators of the binarization residuals in self-attention; 0 = none.
+        residual_estimators: one set a layer, ``"shared"`` by its heads (BiPFT), or one set ``"per_head"``.
+        residual_init: their weights at the start: ``"normal"`` (BiPFT: N(0, initializer_range)), or ``"zero"``: the
+            queries' and values' estimators are 0, so that training starts from the model without estimators.
         hidden_act: activation between the two feed-forward linears.
         ffn_input: binarizer of the second feed-forward linear's input: ``"signed"`` {-a, a} or ``"unsigned"`` {0, a}.
         pooler: ``"plain"``: tanh(BinLinear(x)); ``"residual_norm"``: tanh(LN(BinLinear(x)) + x) (BiPFT).
@@ -69,6 +74,8 @@ class BitBertConfig(PreTrainedConfig):
     method: str = "bipft-b"
     weight_scale: WeightScale = "tensor"
     residual_rank: int = 1
+    residual_estimators: ResidualEstimators = "shared"
+    residual_init: ResidualInit = "normal"
     hidden_act: Activation = "gelu"
     ffn_input: InputBinarizer = "signed"
     pooler: Pooler = "residual_norm"
@@ -98,8 +105,7 @@ class BitBertConfig(PreTrainedConfig):
 
 def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     """The fields of a :class:`BitBertConfig` for a packed checkpoint, its quantization method included."""
-    names = ("method", "weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler", "layer_norm_eps")
-    fields = {name: getattr(packed, name) for name in (*names, *SHAPE_FIELDS)}
+    fields = {name: getattr(packed, name) for name in (*PACKED_METHOD_FIELDS, *SHAPE_FIELDS)}
     fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
     if packed.head in ("classification", "regression"):
         labels = packed.labels or ["LABEL_0"]
@@ -112,6 +118,8 @@ _ELASTIC: dict[str, Any] = {
     "hidden_act": "gelu",
     "ffn_input": "signed",
     "mlm_head_act": "relu",
+    "residual_estimators": "shared",
+    "residual_init": "normal",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -125,6 +133,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bitbert": {
         "weight_scale": "channel",
         "residual_rank": 1,
+        "residual_estimators": "shared",
+        "residual_init": "normal",
         "hidden_act": "relu",
         "ffn_input": "unsigned",
         "pooler": "residual_norm",
@@ -147,3 +157,5 @@ def preset_fields(method: str) -> dict[str, Any]:
 
 
 METHOD_FIELDS = ("method", *PRESETS["bipft-b"])
+# What a packed checkpoint keeps of them: it has no masked-LM head and is not initialised.
+PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name not in ("mlm_head_act", "residual_init"))
