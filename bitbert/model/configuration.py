@@ -34,6 +34,8 @@ Pooler = Literal["plain", "residual_norm"]
 WeightBinarizerName = Literal["mean_centered", "row_centered", "uncentered", "ternary"]
 StepSizes = Literal["learned", "one", "minmax"]
 Attention = Literal["softmax", "bi", "bi_strict"]
+ResidualEstimators = Literal["shared", "per_head"]
+ResidualInit = Literal["normal", "zero"]
 Activation = Literal["gelu", "relu"]
 
 
@@ -55,6 +57,9 @@ class BitBertConfig(PreTrainedConfig):
             ``"bi_strict"``: scores above 0, as in BiBERT's published code.
         attention_head_size: width of a head where it is not hidden_size / num_attention_heads (half-width models).
         residual_rank: rank of BiPFT's estimators of the binarization residuals in self-attention; 0 = none.
+        residual_estimators: one set a layer, ``"shared"`` by its heads (BiPFT), or one set ``"per_head"``.
+        residual_init: their weights at the start: ``"normal"`` (BiPFT: N(0, initializer_range)), or ``"zero"``: the
+            queries' and values' estimators are 0, so that training starts from the model without estimators.
         hidden_act: activation between the two feed-forward linears.
         ffn_input: binarizer of the second feed-forward linear's input: ``"signed"`` {-a, a} or ``"unsigned"`` {0, a}.
         pooler: ``"plain"``: tanh(BinLinear(x)); ``"residual_norm"``: tanh(LN(BinLinear(x)) + x) (BiPFT).
@@ -88,6 +93,8 @@ class BitBertConfig(PreTrainedConfig):
     attention: Attention = "softmax"
     attention_head_size: int | None = None
     residual_rank: int = 1
+    residual_estimators: ResidualEstimators = "shared"
+    residual_init: ResidualInit = "normal"
     hidden_act: Activation = "gelu"
     ffn_input: InputBinarizer = "signed"
     pooler: Pooler = "residual_norm"
@@ -124,10 +131,14 @@ class BitBertConfig(PreTrainedConfig):
         return self.attention_head_size or self.hidden_size // self.num_attention_heads
 
 
+_TRAINING_FIELDS = ("weight_binarizer", "step_sizes", "input_shift")
+
+
 def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     """The fields of a :class:`BitBertConfig` for a packed checkpoint, its quantization method included."""
-    names = ("method", "weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler", "layer_norm_eps")
-    fields = {name: getattr(packed, name) for name in (*names, *SHAPE_FIELDS)}
+    fields = {name: getattr(packed, name) for name in (*PACKED_METHOD_FIELDS, *SHAPE_FIELDS)}
+    # How such a model trains on does not show in its function: that is what the method's name says.
+    fields |= {name: PRESETS.get(packed.method, _ELASTIC)[name] for name in _TRAINING_FIELDS}
     fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
     if packed.head in ("classification", "regression"):
         labels = packed.labels or ["LABEL_0"]
@@ -146,6 +157,8 @@ _ELASTIC: dict[str, Any] = {
     "ffn_input": "signed",
     "mlm_head_act": "relu",
     "activation_bits": 1,
+    "residual_estimators": "shared",
+    "residual_init": "normal",
 }
 
 _PLAIN: dict[str, Any] = {"residual_rank": 0, "pooler": "plain"}
@@ -211,3 +224,14 @@ def preset_fields(method: str) -> dict[str, Any]:
 
 
 METHOD_FIELDS = ("method", *PRESETS["bipft-b"])
+# What a packed checkpoint says of them: what its function depends on.
+PACKED_METHOD_FIELDS = (
+    "method",
+    "weight_scale",
+    "attention",
+    "residual_rank",
+    "residual_estimators",
+    "hidden_act",
+    "ffn_input",
+    "pooler",
+)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from bitbert.errors import UserError
 from bitbert.model.binarize import MIN_STEP, weight_statistics
-from bitbert.model.configuration import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig
+from bitbert.model.configuration import PACKED_METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig, from_packed_config
 from bitbert.model.convert import mark_calibrated
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
 from bitbert.model.methods import check_packable
@@ -25,8 +25,6 @@ from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, u
 from bitbert.tokenizer import Tokenizer
 
 _NEGLIGIBLE_SCALE = 1e-6
-# The MLM head is not packed, and packed activations have 1 bit.
-_PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name not in ("mlm_head_act", "activation_bits"))
 
 
 @torch.no_grad()
@@ -60,7 +58,7 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
         )
     head, labels = _head_of(model)
     packed_config = PackedConfig(
-        **{name: getattr(config, name) for name in (*SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)},
+        **{name: getattr(config, name) for name in (*SHAPE_FIELDS, *PACKED_METHOD_FIELDS)},
         head=head,
         labels=labels,
         max_length=max_length,
@@ -86,16 +84,11 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> BitBertPreTrained
     Raises:
         UserError: a row's bits are so unbalanced, or its scale so small, that latent weights cannot hold them.
     """
-    source = packed.config
-    fields = {name: getattr(source, name) for name in (*SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)} | config_fields
-    if source.head in ("classification", "regression"):
-        fields["num_labels"] = source.num_outputs
-        if source.labels:
-            fields["id2label"] = dict(enumerate(source.labels))
-            fields["label2id"] = {label: index for index, label in enumerate(source.labels)}
-    config = BitBertConfig(**fields)
+    fields = from_packed_config(packed.config)
+    del fields["quantization_config"]  # the weights of this model are latent
+    config = BitBertConfig(**fields | config_fields)
     model_class = {"none": BitBertModel, "nsp": BitBertForNextSentencePrediction}.get(
-        source.head, BitBertForSequenceClassification
+        packed.config.head, BitBertForSequenceClassification
     )
     model = model_class(config)
     prefix = "bitbert." if model_class is BitBertModel else ""

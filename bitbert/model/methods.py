@@ -94,7 +94,6 @@ def check_packable(config: Any) -> None:
     reasons = {
         f"its activations have {config.activation_bits} bits": config.activation_bits != 1,
         f"its weights are {config.weight_binarizer}": WEIGHT_BINARIZERS[config.weight_binarizer].center is None,
-        "its attention is Bi-Attention": config.attention != "softmax",
         "each of its weights is the sum of two binary ones": config.split_weights,
         "its step sizes are those of each batch (minmax)": config.step_sizes == "minmax",
         f"its heads are {config.head_size} wide": config.head_size * config.num_attention_heads != config.hidden_size,

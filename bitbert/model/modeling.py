@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput
 
+from bitbert.model.attention import ResidualEstimator
 from bitbert.model.configuration import BitBertConfig
 from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
 from bitbert.model.linear import Binarizer, BinaryLinear
@@ -70,6 +71,10 @@ class BitBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, Binarizer):
             init.ones_(module.alpha)
             init.zeros_(module.calibrated)
+        elif isinstance(module, ResidualEstimator) and self.config.residual_init == "zero":
+            # The keys' factors keep their random weights: with both sides at zero no gradient would ever move either.
+            for linear in (module.query_residual, module.query_binary, module.value_residual):
+                init.zeros_(linear.weight)
         else:
             super()._init_weights(module)
             if isinstance(module, CodedEmbedding) and module.split_weight is not None:

@@ -16,7 +16,7 @@ from bitbert.runtime import Runtime
 from tests.conftest import tiny_model
 
 # Methods with one bit a weight and one an activation, which the packed format describes.
-PACKABLE = ("bipft-b", "bipft-a", "baseline", "bitbert", "bit")
+PACKABLE = ("bipft-b", "bipft-a", "baseline", "bitbert", "bit", "bibert")
 HEADS = {
     "BitBertForPreTraining": {},
     "BitBertForNextSentencePrediction": {},
