@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
 
+RELATIONS = ("query", "key", "value")
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -46,6 +48,18 @@ class LossSection(FrozenConfig):
         float, Field(ge=0, description="soft cross-entropy with the teacher's MLM logits at masked positions")
     ] = 0.0
     temperature: Annotated[float, Field(gt=0, description="of the MLM-logit distillation")] = 1.0
+    query_relation: Annotated[float, Field(ge=0, description="KL of the queries' self-relations (MiniLMv2)")] = 0.0
+    key_relation: NonNegative = 0.0
+    value_relation: NonNegative = 0.0
+    relation_layers: Annotated[
+        tuple[int, ...], Field(min_length=1, description="layers of the relation terms; -1 is the last")
+    ] = (-1,)
+    relation_heads: Annotated[int | None, Field(ge=1, description="None: as many as the teacher's heads")] = None
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The projections whose relations have a weight."""
+        return tuple(kind for kind in RELATIONS if getattr(self, f"{kind}_relation"))
 
 
 class OptimizerSection(FrozenConfig):

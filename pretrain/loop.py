@@ -21,7 +21,7 @@ from .data import Batch
 from .engine import Engine, NonFiniteLossError, accumulation_steps
 from .evaluate import evaluate
 from .monitor import BinaryMonitor
-from .objective import GlobalCounts, pretraining_terms, weighted_sum
+from .objective import GlobalCounts, Objective, weighted_sum
 from .optim import build_optimizer
 from .preempt import PreemptedError, Preemption
 from .run import (
@@ -65,6 +65,7 @@ class Trainer:
         device = engine_module.start(topology, self.config.device)
         self.student = share_student(student, topology, device)
         self.teacher = run.teacher.to(device)
+        self.objective = Objective(self.student, self.teacher, self.config.loss)
         self.optimizer = build_optimizer(self.student, self.config.optimizer)
         self.step, self.evaluation = self._resume()
         self.resumed_at = self.step or None
@@ -150,8 +151,7 @@ class Trainer:
         # units, and so does a run with another number of ranks.
         place = number * self.topology.world_size + self.topology.rank
         torch.manual_seed(derive_key(self.config.seed, self.step, place) & (2**63 - 1))
-        output = self.engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
-        terms = pretraining_terms(output, self.teacher(batch), batch, counts, self.config.loss)
+        terms = self.objective(self.engine, batch, counts)
         self.engine.backward(weighted_sum(terms, self.config.loss), num_micro_batches=num_micro_batches)
         return terms
 

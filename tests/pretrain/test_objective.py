@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitbert.errors import UserError
-from bitbert.pretrain.config import LossSection
+from bitbert.pretrain.config import RELATIONS, LossSection
 from bitbert.pretrain.data import Batch
 from bitbert.pretrain.objective import (
     TERMS,
@@ -52,7 +52,7 @@ def example(rows: int = 4) -> tuple[SimpleNamespace, TeacherOutput, Batch]:
 def test_terms_equal_their_formulas() -> None:
     student, teacher, batch = example()
     terms = pretraining_terms(student, teacher, batch, GlobalCounts(4, batch.num_tokens, 4), LOSS)
-    assert set(terms) == set(TERMS)
+    assert {*terms, *(f"{kind}_relation" for kind in RELATIONS)} == set(TERMS)
     functional = torch.nn.functional
     text = batch.attention_mask.bool()
     expected = {
