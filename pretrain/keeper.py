@@ -93,7 +93,6 @@ class CheckpointKeeper:
         problem = None
         state = {
             "step": step,
-            "samples": guard.data_step(step) * self._run.config.global_batch_size,
             "data": data_identity(self._run),
             "world_size": self._topology.world_size,
             "zero_stage": self._run.config.zero_stage,
