@@ -65,8 +65,8 @@ class Trainer:
     def __init__(self, run: Run, topology: Topology) -> None:
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
-        device = engine_module.start(topology, self.config.device, self.config.rank_timeout_s)
         self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
+        device = engine_module.start(topology, self.config.device, self.config.rank_timeout_s)
         self.keeper = CheckpointKeeper(run, topology, device)
         state = self.keeper.resume(student)
         self.step: int = state["step"] if state else 0
@@ -89,7 +89,7 @@ class Trainer:
             experiment=self.config.tracking.experiment,
             run_name=run.folder.name,
             parameters=flatten(self.config.model_dump(mode="json")),
-            resume_step=self.step,
+            resume_step=self.step or -1,
         )
 
     def train(self) -> None:
