@@ -113,6 +113,9 @@ class TrackingSection(FrozenConfig):
     log_every: Positive = 10
     mlflow_uri: Annotated[str | None, Field(description="e.g. sqlite:///runs/mlflow.db")] = None
     experiment: str = "bitbert-pretrain"
+    peak_tflops: Annotated[
+        float | None, Field(gt=0, description="of one device in the precision that trains, e.g. 312 for A100 bf16: MFU")
+    ] = None
 
 
 class PretrainConfig(FrozenConfig):

@@ -1,7 +1,6 @@
 """The training loop: evaluate and save at the top, break, then step."""
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bitbert.accounting import shape_of
 from bitbert.distributed import Topology, detect_topology, log
 from bitbert.errors import UserError
 from bitbert.permutation import derive_key
@@ -19,6 +19,7 @@ from .checkpoint import load_checkpoint, newest_checkpoint, remove_unfinished, s
 from .config import PretrainConfig
 from .data import Batch
 from .engine import Engine, NonFiniteLossError, accumulation_steps
+from .environment import ENVIRONMENT_FILE, record_environment
 from .evaluate import evaluate
 from .monitor import BinaryMonitor
 from .objective import GlobalCounts, Objective, weighted_sum
@@ -35,6 +36,7 @@ from .run import (
     save_final_model,
     share_student,
 )
+from .throughput import Throughput
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -72,6 +74,7 @@ class Trainer:
         self.resumed_at = self.step or None
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.monitor = BinaryMonitor(self.student)
+        self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
         self.preemption = Preemption()
         self.tracker = Tracker(
             run.folder,
@@ -80,8 +83,11 @@ class Trainer:
             experiment=self.config.tracking.experiment,
             run_name=run.folder.name,
             parameters=flatten(self.config.model_dump(mode="json")),
-            resume_step=self.step,
+            resume_step=self.step or -1,
         )
+        if topology.is_main:
+            record_environment(run.folder, topology, self.step)
+            self.tracker.add(run.folder / "config.yaml", run.folder / ENVIRONMENT_FILE)
 
     def train(self) -> None:
         """All steps that are left, then the final evaluation, checkpoint and model."""
@@ -90,6 +96,7 @@ class Trainer:
             with self._progress() as progress:
                 task = progress.add_task("pretrain", total=self.config.steps, completed=self.step)
                 while True:
+                    self.throughput.pause()
                     if self.step != self.resumed_at:  # a checkpoint is written after its step's evaluation
                         if self._due(self.config.eval_every):
                             self.evaluation = self._evaluate()
@@ -97,6 +104,7 @@ class Trainer:
                             self._save()
                     if self.step == self.config.steps:
                         break
+                    self.throughput.resume()
                     self._train_step()
                     progress.update(task, completed=self.step)
             if self.topology.is_main:
@@ -105,23 +113,23 @@ class Trainer:
                     "final_metrics": self.evaluation,
                     "config": self.config.model_dump(mode="json"),
                 }
-                save_final_model(self.run, self.student, record)
+                self.tracker.add(save_final_model(self.run, self.student, record))
             self.engine.barrier()
             status = "FINISHED"
-        except PreemptedError:
+        except (PreemptedError, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
             self.tracker.close(status)
 
     def _train_step(self) -> None:
-        started = time.perf_counter()
         logging = (self.step + 1) % self.config.tracking.log_every == 0 or self.step + 1 == self.config.steps
         self.monitor.watch(logging)
         phase = phase_at(self.run.phases, self.step)
         self.engine.use_batch_sizes(phase.global_batch_size, phase.micro_batch_size)
         batches = phase.batches(self.step, self.topology)
         counts = self._agree(batches, num_rows=phase.global_batch_size)
+        self.throughput.count(batches, counts.tokens)
         learning_rate = learning_rate_at(self.config, self.step)
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
@@ -134,7 +142,7 @@ class Trainer:
             self.engine.update(learning_rate)
         self.step += 1
         if logging:
-            self._log_step(losses, learning_rate, counts, time.perf_counter() - started)
+            self._log_step(losses, learning_rate)
 
     def _forward_backward(
         self, number: int, batch: Batch, counts: GlobalCounts, num_micro_batches: int
@@ -176,12 +184,12 @@ class Trainer:
                 f"{self.run.folder / CHECKPOINTS}"
             )
 
-    def _log_step(self, losses: dict[str, float], learning_rate: float, counts: GlobalCounts, seconds: float) -> None:
+    def _log_step(self, losses: dict[str, float], learning_rate: float) -> None:
         values = {f"loss/{name}": value for name, value in losses.items()}
         values["loss/total"] = sum(value * getattr(self.config.loss, name) for name, value in losses.items())
         values |= {
             "learning_rate": learning_rate,
-            "tokens_per_s": counts.tokens / seconds,
+            **self.throughput.report(),
             **self.monitor.metrics(),
         }
         if self.engine.gradient_norm is not None:
