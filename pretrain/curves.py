@@ -111,8 +111,8 @@ def _image(name: str, title: str, caption: str, panels: Sequence[tuple[str, Seri
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(_WIDTH, _HEIGHT * rows), layout="constrained", dpi=_DPI)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (label, series) in zip(axes, panels, strict=False):
-        _draw(axis, label, series, matplotlib.colormaps["viridis"])
+    for number, (axis, (label, series)) in enumerate(zip(axes, panels, strict=False)):
+        _draw(axis, label, series, matplotlib.colormaps["viridis"], first=number == 0)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     buffer = io.BytesIO()
@@ -120,7 +120,8 @@ def _image(name: str, title: str, caption: str, panels: Sequence[tuple[str, Seri
     return Curve(name, title, caption, buffer.getvalue())
 
 
-def _draw(axis: Any, label: str, series: Series, colormap: Callable[[float], Any]) -> None:
+def _draw(axis: Any, label: str, series: Series, colormap: Callable[[float], Any], *, first: bool) -> None:
+    """One panel. Layers are coloured by depth, and named in the first panel only: the others have the same ones."""
     by_depth = all(re.fullmatch(r"layer_\d+|pooler", name) for name in series) and len(series) > 1
     for number, (name, (steps, values)) in enumerate(series.items()):
         style = {"color": colormap(0.9 * number / (len(series) - 1))} if by_depth else {}
@@ -130,7 +131,7 @@ def _draw(axis: Any, label: str, series: Series, colormap: Callable[[float], Any
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
-    if len(series) > 1:
+    if len(series) > 1 and (first or not by_depth):
         axis.legend(fontsize=6, ncols=2 if len(series) > 6 else 1)
 
 
@@ -147,6 +148,6 @@ def _step_sizes(series: Series) -> dict[str, list[str]]:
     """Names of the step sizes of all layers, by the binarizer they are of."""
     kinds: dict[str, list[str]] = {}
     for name in series:
-        if name.startswith("step_size/"):
+        if name.startswith("binarizer_step/"):
             kinds.setdefault(name.split("/")[2], []).append(name)
     return kinds

@@ -18,10 +18,10 @@ class BinaryMonitor:
         flip_ratio          share of weights whose sign (of W - mean W) this one update changed
         saturation          share of binarizer inputs outside of the gradient window in the last forward pass
         attention_ones      share of attention probabilities of text and padding that are binarized to more than 0
-        step_size           of each binarizer
+        binarizer_step      step size of each binarizer
 
     The first three are also given by layer (``flip_ratio/layer_03``), the mean over the layer's matrices or binarizers;
-    ``pooler`` stands beside the layers. Step sizes are given one by one (``step_size/layer_03/attention.query``).
+    ``pooler`` stands beside the layers. Step sizes are given one by one (``binarizer_step/layer_03/attention.query.input``).
     What is watched stays on the device until :meth:`metrics`, which reads all of it in one transfer.
     """
 
@@ -76,7 +76,7 @@ class BinaryMonitor:
                 metrics[title] = sum(values.values()) / len(values)
                 metrics |= _by_layer(title, values, dict.fromkeys(values, 1))
         for name in self._binarizers:
-            metrics[f"step_size/{_place(name)}/{_short(name)}"] = read[f"step {name}"]
+            metrics[f"binarizer_step/{_place(name)}/{_short(name)}"] = read[f"step {name}"]
         return metrics
 
     def _count(self, name: str) -> Any:
@@ -108,9 +108,9 @@ def _place(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """``bitbert.layers.3.attention.query.input_binarizer`` -> ``attention.query``."""
+    """``bitbert.layers.3.attention.query.input_binarizer`` -> ``attention.query.input``."""
     within = _LAYER.split(name)[-1] if _LAYER.search(name) else name.partition("pooler.")[2]
-    return within.removesuffix(".input_binarizer").removesuffix("_binarizer")
+    return within.removesuffix("_binarizer")
 
 
 def _pack(bits: Tensor) -> Tensor:

@@ -68,9 +68,10 @@ def test_attention_saturation_and_steps() -> None:
     assert metrics["saturation/layer_00"] == pytest.approx(sum(shares) / 10)
     assert 0 < metrics["saturation"] < 1
     alpha = model.bitbert.layers[0].intermediate.input_binarizer.alpha
-    assert metrics["step_size/layer_00/intermediate"] == pytest.approx(alpha.item())
-    assert metrics["step_size/layer_01/attention.probability"] > 0
-    assert metrics["step_size/pooler/dense"] > 0
+    assert metrics["binarizer_step/layer_00/intermediate.input"] == pytest.approx(alpha.item())
+    assert metrics["binarizer_step/layer_01/attention.probability"] > 0
+    assert metrics["binarizer_step/pooler/dense.input"] > 0
+    assert len([name for name in metrics if name.startswith("binarizer_step/")]) == 2 * 10 + 1
 
 
 def test_nothing_is_watched_between_logging_steps() -> None:

@@ -50,7 +50,11 @@ def test_metrics(finished: Path) -> None:
     expected = {"loss/value_relation", "learning_rate", "tokens_per_s", "mfu"}
     for metric in ("flip_ratio", "saturation", "attention_ones"):
         expected |= {metric, f"{metric}/layer_00", f"{metric}/layer_01"}
-    expected |= {"step_size/layer_01/attention.query", "step_size/layer_00/output", "step_size/pooler/dense"}
+    expected |= {
+        "binarizer_step/layer_01/attention.query",
+        "binarizer_step/layer_00/output",
+        "binarizer_step/pooler/dense",
+    }
     for line in steps:
         assert expected <= set(line)
         assert line["mfu"] > 0
