@@ -107,6 +107,13 @@ class PhaseSection(FrozenConfig):
         return self.learning_rate is not None or self.warmup_steps is not None
 
 
+class CurriculumStage(FrozenConfig):
+    """Activations of more than 1 bit until a step."""
+
+    activation_bits: Literal[2, 4, 8]
+    until: Annotated[int, Field(ge=1, description="updates made when the stage ends")]
+
+
 class TrackingSection(FrozenConfig):
     """metrics.jsonl is always written; MLflow where a URI is given."""
 
@@ -129,6 +136,10 @@ class PretrainConfig(FrozenConfig):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     tracking: TrackingSection = TrackingSection()
+    curriculum: Annotated[
+        tuple[CurriculumStage, ...],
+        Field(description="gradual binarization: activations of more bits first, then of the method's own number"),
+    ] = ()
     phases: Annotated[
         tuple[PhaseSection, ...], Field(description="one after the other, e.g. rows of 128 and then of 512 tokens")
     ] = ()
@@ -170,6 +181,12 @@ class PretrainConfig(FrozenConfig):
             raise ValueError(
                 f"steps {self.steps} is not the sum of the phases' steps, "
                 f"{sum(phase.steps for phase in self.phases)}; leave steps out"
+            )
+        ends = [stage.until for stage in self.curriculum]
+        if ends != sorted(set(ends)) or any(end >= self.steps for end in ends):
+            raise ValueError(
+                f"curriculum stages end at {', '.join(map(str, ends))} of {self.steps} steps; each must end later than "
+                "the one before, and the last before the run does"
             )
         for section in self.rate_sections():
             if section.warmup_steps > section.steps:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,10 @@ class Engine:
         engine.set_train_micro_batch_size(micro_batch_size)
         engine.set_train_batch_size(global_batch_size)
         engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
+
+    def change_step_sizes(self, change: Callable[[nn.Module], None]) -> None:
+        """Let ``change`` set the model's step sizes between two updates, the same on every rank."""
+        change(self.model)
 
     def update(self, learning_rate: float) -> None:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""

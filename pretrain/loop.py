@@ -71,6 +71,7 @@ class Trainer:
         self.objective = Objective(self.student, self.teacher, self.config.loss)
         self.optimizer = build_optimizer(self.student, self.config.optimizer)
         self.step, self.evaluation = self._resume()
+        run.curriculum.restore(self.student, self.step)
         self.resumed_at = self.step or None
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.monitor = BinaryMonitor(self.student)
@@ -125,6 +126,9 @@ class Trainer:
     def _train_step(self) -> None:
         logging = (self.step + 1) % self.config.tracking.log_every == 0 or self.step + 1 == self.config.steps
         self.monitor.watch(logging)
+        bits = self.run.curriculum.follow(self.engine, self.step)
+        if bits is not None:
+            self._say(f"step {self.step}/{self.config.steps}  activations have {bits} bits from here on")
         phase = phase_at(self.run.phases, self.step)
         self.engine.use_batch_sizes(phase.global_batch_size, phase.micro_batch_size)
         batches = phase.batches(self.step, self.topology)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.linear import Binarizer, BinarizerStatistics, BinaryLinear
+from bitbert.model.methods import CodedLinear
+from bitbert.model.weights import WEIGHT_BINARIZERS, ternary_codes
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -15,13 +17,13 @@ _LAYER = re.compile(r"\blayers\.(\d+)\.")
 class BinaryMonitor:
     """Metrics of the binary parts, computed on logging steps and only then; on rank 0's rows.
 
-        flip_ratio          share of weights whose sign (of W - mean W) this one update changed
+        flip_ratio          share of weights whose sign this one update changed (ternary: that became or ceased to be 1)
         saturation          share of binarizer inputs outside of the gradient window in the last forward pass
         attention_ones      share of attention probabilities of text and padding that are binarized to more than 0
         binarizer_step      step size of each binarizer
 
     The first three are also given by layer (``flip_ratio/layer_03``), the mean over the layer's matrices or binarizers;
-    ``pooler`` stands beside the layers. Step sizes are given one by one (``binarizer_step/layer_03/attention.query.input``).
+    ``pooler`` stands beside the layers. Step sizes are given one by one (``binarizer_step/layer_03/output.input``).
     What is watched stays on the device until :meth:`metrics`, which reads all of it in one transfer.
     """
 
@@ -88,7 +90,15 @@ class BinaryMonitor:
     @torch.no_grad()
     def _packed_signs(self) -> dict[str, Tensor]:
         """One bit a weight, so that watching BERT-base costs 11 MB and not 85."""
-        return {name: _pack(linear.weight >= linear.weight.mean()) for name, linear in self._linears.items()}
+        return {name: _pack(_signs(linear)) for name, linear in self._linears.items()}
+
+
+def _signs(linear: BinaryLinear) -> Tensor:
+    """Which weights are +1, booleans in the weight's shape."""
+    binarizer = WEIGHT_BINARIZERS[linear.weight_binarizer if isinstance(linear, CodedLinear) else "mean_centered"]
+    if binarizer.center is None:
+        return ternary_codes(linear.weight, linear.weight_scale)[0] > 0
+    return linear.weight >= binarizer.center(linear.weight)
 
 
 def _by_layer(title: str, values: dict[str, float], weights: dict[str, int]) -> dict[str, float]:

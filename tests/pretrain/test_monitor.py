@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bitbert.accounting import multiply_accumulates, shape_of
-from bitbert.model.linear import Binarizer
+from bitbert.model.configuration import PRESETS
+from bitbert.model.linear import Binarizer, BinaryLinear
 from bitbert.pretrain.config import LossSection
 from bitbert.pretrain.monitor import BinaryMonitor, _count_ones, _pack
 from bitbert.pretrain.throughput import Throughput, batch_operations
@@ -45,6 +46,22 @@ def test_flip_ratio_by_layer() -> None:
     assert metrics["flip_ratio/pooler"] == 0
     assert metrics["flip_ratio/layer_01"] == pytest.approx(10 / layer, abs=2 / layer)
     assert metrics["flip_ratio"] == pytest.approx(metrics["flip_ratio/layer_01"] * layer / (2 * layer + 32 * 32))
+
+
+@pytest.mark.parametrize("method", sorted(PRESETS))
+def test_every_method_can_be_watched(method: str) -> None:
+    """Negating all latent weights flips almost every sign, whatever a sign is relative to; ternary: most."""
+    model = tiny_model(method, vocab_size=60)
+    monitor = BinaryMonitor(model)
+    monitor.watch(True)
+    model(IDS)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, BinaryLinear):
+                module.weight.neg_()
+    metrics = monitor.metrics()
+    assert metrics["flip_ratio"] > (0.3 if method == "ternarybert" else 0.99)
+    assert 0 < metrics["attention_ones"] <= 1  # with 8 bits all may be above 0
 
 
 def test_attention_saturation_and_steps() -> None:

@@ -52,8 +52,8 @@ def test_metrics(finished: Path) -> None:
         expected |= {metric, f"{metric}/layer_00", f"{metric}/layer_01"}
     expected |= {
         "binarizer_step/layer_01/attention.query",
-        "binarizer_step/layer_00/output",
-        "binarizer_step/pooler/dense",
+        "binarizer_step/layer_00/output.input",
+        "binarizer_step/pooler/dense.input",
     }
     for line in steps:
         assert expected <= set(line)
