@@ -60,7 +60,8 @@ def run(
       srun python -m bitbert.pretrain CONFIG
 
     A run folder that holds checkpoints is continued from the newest one that verifies. SIGTERM or SIGUSR1 ends a run
-    within a step with a checkpoint and exit code 75: start it again to go on.
+    within a step with a checkpoint and exit code 75: start it again to go on. When a rank is lost, the others end
+    within rank_timeout_s with exit code 69.
     """
     resolved = load_config(PretrainConfig, config, overrides)
     if dry_run:
@@ -71,12 +72,16 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from .loop import pretrain as run_pretraining
     from .preempt import EXIT_PREEMPTED, PreemptedError
+    from .watchdog import EXIT_LOST_RANK, LostRankError
 
     try:
         folder = run_pretraining(resolved)
     except PreemptedError as stopped:
         log(str(stopped))
         raise typer.Exit(EXIT_PREEMPTED) from stopped
+    except LostRankError as lost:
+        log(f"error: {lost}")
+        os._exit(EXIT_LOST_RANK)  # an orderly exit would wait for the rank that is gone
     typer.echo(f"run folder: {folder}")
 
 

@@ -125,6 +125,17 @@ class TrackingSection(FrozenConfig):
     ] = None
 
 
+class NonFiniteSection(FrozenConfig):
+    """An update whose loss or gradient is NaN or infinite on any rank is skipped on all; then what?"""
+
+    patience: Annotated[int, Field(ge=1, description="skipped updates in a row that end the run or roll it back")] = 3
+    action: Annotated[
+        Literal["stop", "rollback"],
+        Field(description="rollback: to the newest checkpoint, and past all batches since then"),
+    ] = "stop"
+    max_rollbacks: Positive = 2
+
+
 class PretrainConfig(FrozenConfig):
     """Everything that decides a run. Batch sizes are given once: accumulation follows from them."""
 
@@ -136,6 +147,7 @@ class PretrainConfig(FrozenConfig):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     tracking: TrackingSection = TrackingSection()
+    non_finite: NonFiniteSection = NonFiniteSection()
     curriculum: Annotated[
         tuple[CurriculumStage, ...],
         Field(description="gradual binarization: activations of more bits first, then of the method's own number"),
@@ -151,6 +163,22 @@ class PretrainConfig(FrozenConfig):
     eval_rows: Positive = 1024
     checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")] = 1000
     keep_checkpoints: Positive = 2
+    milestone_every: Annotated[
+        int, Field(ge=0, description="checkpoints at multiples of it are kept for ever; 0 = none")
+    ] = 0
+    failed_saves: Annotated[
+        int,
+        Field(ge=1, description="checkpoints in a row that cannot be written before the run stops"),
+    ] = 3
+    zero_stage: Annotated[
+        int, Field(ge=0, le=3, description="what DeepSpeed partitions: 1 moments, 2 and gradients, 3 and weights")
+    ] = 0
+    check_replicas_every: Annotated[
+        int, Field(ge=0, description="steps between comparisons of the ranks' parameters; 0 = only before checkpoints")
+    ] = 1000
+    rank_timeout_s: Annotated[
+        float, Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step or save")
+    ] = 600.0
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
 
@@ -173,6 +201,15 @@ class PretrainConfig(FrozenConfig):
                     f"global_batch_size {phase.global_batch_size} is not a multiple of micro_batch_size "
                     f"{phase.micro_batch_size}; change one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits_stage(self) -> Self:
+        if self.optimizer.name == "lamb" and self.zero_stage:
+            raise ValueError(
+                f"zero_stage {self.zero_stage} cuts tensors into pieces, whose norms are not those that LAMB needs; "
+                "set zero_stage=0, or optimizer.name=adamw"
+            )
         return self
 
     @model_validator(mode="after")
@@ -199,6 +236,15 @@ class PretrainConfig(FrozenConfig):
                     f"optimizer.warmup_steps {section.warmup_steps} and decay_steps {decay} are more than steps "
                     f"{section.steps}; lower one"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _lamb_has_whole_tensors(self) -> Self:
+        if self.optimizer.name == "lamb" and self.zero_stage:
+            raise ValueError(
+                f"optimizer.name lamb with zero_stage {self.zero_stage}: LAMB scales an update by the norm of a whole "
+                "tensor, and ZeRO gives the optimizer pieces of them; use zero_stage=0 or optimizer.name=adamw"
+            )
         return self
 
     def resolved_phases(self) -> tuple["ResolvedPhase", ...]:

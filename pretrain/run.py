@@ -32,6 +32,12 @@ TRAINING_FILE = "training.json"
 _MAY_CHANGE = (
     "tracking",
     "keep_checkpoints",
+    "milestone_every",
+    "failed_saves",
+    "non_finite",
+    "zero_stage",
+    "check_replicas_every",
+    "rank_timeout_s",
     "checkpoint_every",
     "eval_every",
     "eval_rows",
@@ -156,11 +162,16 @@ def data_identity(run: Run) -> list[str]:
     return [entry["sha256"] for reader in readers.values() for entry in reader.files]
 
 
-def save_final_model(run: Run, student: BitBertForPreTraining, summary: dict[str, Any]) -> Path:
-    """Write ``final/``: the model in transformers' format, its tokenizer and how it was trained."""
+def save_final_model(
+    run: Run, student: BitBertForPreTraining, weights: dict[str, torch.Tensor], summary: dict[str, Any]
+) -> Path:
+    """Write ``final/``: the model in transformers' format with ``weights``, its tokenizer and how it was trained.
+
+    The weights come from the last checkpoint: under ZeRO stage 3 the student itself holds a part of them only.
+    """
     folder = run.folder / FINAL
     with publish_folder(folder, replace=True) as temporary:
-        student.save_pretrained(temporary)
+        student.save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save(temporary)
         write_json_atomically(temporary / TRAINING_FILE, {"max_length": run.max_length, **summary})
     log(f"final model: {folder}")

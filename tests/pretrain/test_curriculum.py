@@ -1,6 +1,7 @@
 """Gradual binarization: bits by step, step sizes at the switch, resume on both sides of it."""
 
-import shutil
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from bitbert.model import BitBertForPreTraining
 from bitbert.model.linear import Binarizer
 from bitbert.pretrain import loop
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.preempt import PreemptedError
 from bitbert.pretrain.run import check_run
-from tests.pretrain.runs import SMOKE, run_here, tiny_overrides
+from tests.pretrain.runs import SMOKE, as_killed_after, run_here, tiny_overrides
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +82,46 @@ def test_every_forward_pass_has_its_bits(overrides: list[str], tmp_path: Path, m
 def test_resume_before_at_and_after_a_switch(
     overrides: list[str], whole_run: Path, tmp_path: Path, killed_after: int
 ) -> None:
-    folder = tmp_path / "killed"
-    shutil.copytree(whole_run, folder)
-    shutil.rmtree(folder / "final")
-    for checkpoint in (folder / "checkpoints").iterdir():
-        if int(checkpoint.name.removeprefix("step-")) > killed_after:
-            shutil.rmtree(checkpoint)
-    (folder / "config.yaml").unlink()
+    folder = as_killed_after(killed_after, whole_run, tmp_path / "killed")
     run_here(folder, *overrides)
     expected = final(whole_run)
     for name, tensor in final(folder).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_signal_right_before_a_switch(
+    overrides: list[str], whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of the signal has the step sizes of the ended stage; the switch happens once, after the resume."""
+    update, updates = loop.Engine.update, []
+
+    def signalled(engine: loop.Engine, learning_rate: float) -> None:
+        update(engine, learning_rate)
+        updates.append(learning_rate)
+        if len(updates) == 6:  # two micro-batches an update: the third, after which activations go to 1 bit
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Engine, "update", signalled)
+    with pytest.raises(PreemptedError, match="after step 3"):
+        run_here(tmp_path / "run", *overrides, "checkpoint_every=0")
+    monkeypatch.undo()
+    run_here(tmp_path / "run", *overrides, "checkpoint_every=0")
+    for name, tensor in final(tmp_path / "run").items():
+        assert torch.equal(tensor, final(whole_run)[name]), name
+
+
+def test_zero_stages_take_part_in_the_switch(overrides: list[str], tmp_path: Path) -> None:
+    """ZeRO's optimizer updates copies of its own: they must get the new step sizes too.
+
+    From 2 bits to 1: with 4 bits the keys' biases have gradients of rounding noise, which Adam makes updates of.
+    """
+    changes = [*overrides, "curriculum=[{activation_bits: 2, until: 2}]", "steps=4", "checkpoint_every=0"]
+    losses = {}
+    for stage in (0, 2, 3):
+        metrics = run_here(tmp_path / str(stage), *changes, f"zero_stage={stage}")
+        losses[stage] = [line["loss/total"] for line in metrics if "loss/total" in line]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[3] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_curriculum_ends_elsewhere_than_one_bit_alone(overrides: list[str], whole_run: Path, tmp_path: Path) -> None:

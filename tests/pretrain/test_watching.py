@@ -47,7 +47,7 @@ def test_metrics(finished: Path) -> None:
     steps = [line for line in lines if "loss/total" in line]
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
-    expected = {"loss/value_relation", "learning_rate", "tokens_per_s", "mfu"}
+    expected = {"loss/value_relation", "learning_rate", "tokens_per_s", "mfu", "gradient_norm"}
     for metric in ("flip_ratio", "saturation", "attention_ones"):
         expected |= {metric, f"{metric}/layer_00", f"{metric}/layer_01"}
     expected |= {
