@@ -107,12 +107,22 @@ class PhaseSection(FrozenConfig):
         return self.learning_rate is not None or self.warmup_steps is not None
 
 
+class CurriculumStage(FrozenConfig):
+    """Activations of more than 1 bit until a step."""
+
+    activation_bits: Literal[2, 4, 8]
+    until: Annotated[int, Field(ge=1, description="updates made when the stage ends")]
+
+
 class TrackingSection(FrozenConfig):
     """metrics.jsonl is always written; MLflow where a URI is given."""
 
     log_every: Positive = 10
     mlflow_uri: Annotated[str | None, Field(description="e.g. sqlite:///runs/mlflow.db")] = None
     experiment: str = "bitbert-pretrain"
+    peak_tflops: Annotated[
+        float | None, Field(gt=0, description="of one device in the precision that trains, e.g. 312 for A100 bf16: MFU")
+    ] = None
 
 
 class NonFiniteSection(FrozenConfig):
@@ -138,6 +148,10 @@ class PretrainConfig(FrozenConfig):
     optimizer: OptimizerSection = OptimizerSection()
     tracking: TrackingSection = TrackingSection()
     non_finite: NonFiniteSection = NonFiniteSection()
+    curriculum: Annotated[
+        tuple[CurriculumStage, ...],
+        Field(description="gradual binarization: activations of more bits first, then of the method's own number"),
+    ] = ()
     phases: Annotated[
         tuple[PhaseSection, ...], Field(description="one after the other, e.g. rows of 128 and then of 512 tokens")
     ] = ()
@@ -205,6 +219,12 @@ class PretrainConfig(FrozenConfig):
                 f"steps {self.steps} is not the sum of the phases' steps, "
                 f"{sum(phase.steps for phase in self.phases)}; leave steps out"
             )
+        ends = [stage.until for stage in self.curriculum]
+        if ends != sorted(set(ends)) or any(end >= self.steps for end in ends):
+            raise ValueError(
+                f"curriculum stages end at {', '.join(map(str, ends))} of {self.steps} steps; each must end later than "
+                "the one before, and the last before the run does"
+            )
         for section in self.rate_sections():
             if section.warmup_steps > section.steps:
                 raise ValueError(
@@ -216,6 +236,15 @@ class PretrainConfig(FrozenConfig):
                     f"optimizer.warmup_steps {section.warmup_steps} and decay_steps {decay} are more than steps "
                     f"{section.steps}; lower one"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _lamb_has_whole_tensors(self) -> Self:
+        if self.optimizer.name == "lamb" and self.zero_stage:
+            raise ValueError(
+                f"optimizer.name lamb with zero_stage {self.zero_stage}: LAMB scales an update by the norm of a whole "
+                "tensor, and ZeRO gives the optimizer pieces of them; use zero_stage=0 or optimizer.name=adamw"
+            )
         return self
 
     def resolved_phases(self) -> tuple["ResolvedPhase", ...]:

@@ -3,7 +3,7 @@
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from bitbert.distributed import Topology
 from bitbert.errors import UserError
 
 from .config import PretrainConfig, ResolvedPhase
+from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 
 
@@ -98,6 +99,16 @@ class Engine:
         engine.set_train_micro_batch_size(micro_batch_size)
         engine.set_train_batch_size(global_batch_size)
         engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
+
+    def change_step_sizes(self, change: Callable[[nn.Module], None]) -> None:
+        """Let ``change`` set the model's step sizes between two updates, the same on every rank; collective."""
+        with self.whole_weights():
+            change(self.model)
+            alphas = {name: each.detach().clone() for name, each in self.model.named_parameters() if _is_step(name)}
+        if self._zero is not None:  # it updates copies of its own
+            for name, value in alphas.items():
+                self.tensors.set(TensorSpec(name, value.dtype, tuple(value.shape)), value)
+            self.tensors.weights_were_set()
 
     def update(self, learning_rate: float) -> None:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""
@@ -190,6 +201,10 @@ def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, An
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _is_step(name: str) -> bool:
+    return name.endswith(".alpha")
 
 
 def _free_port() -> int:

@@ -1,7 +1,7 @@
 """The training loop: evaluate and save at the top, break, then step."""
 
 import math
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bitbert.accounting import shape_of
 from bitbert.distributed import Topology, detect_topology, log
 from bitbert.permutation import derive_key
 from bitbert.tracking import RunStatus, Tracker, flatten
@@ -17,6 +18,7 @@ from . import engine as engine_module
 from .config import PretrainConfig
 from .data import Batch
 from .engine import Engine, accumulation_steps
+from .environment import ENVIRONMENT_FILE, record_environment
 from .evaluate import evaluate
 from .guard import NonFiniteGuard
 from .keeper import CheckpointKeeper
@@ -34,6 +36,7 @@ from .run import (
     save_final_model,
     share_student,
 )
+from .throughput import Throughput
 from .watchdog import Watchdog, lost_ranks_named
 
 
@@ -77,10 +80,11 @@ class Trainer:
         self.teacher = run.teacher.to(device)
         self.objective = Objective(self.student, self.teacher, self.config.loss)
         self.optimizer = build_optimizer(self.student, self.config.optimizer)
+        run.curriculum.restore(self.student, self.step)
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.keeper.restore_moments(self.engine.tensors)
-        with self.engine.whole_weights():
-            self.monitor = BinaryMonitor(self.student)
+        self.monitor = BinaryMonitor(self.student)
+        self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
         self.preemption = Preemption()
         self.tracker = Tracker(
             run.folder,
@@ -91,6 +95,9 @@ class Trainer:
             parameters=flatten(self.config.model_dump(mode="json")),
             resume_step=self.step or -1,
         )
+        if topology.is_main:
+            record_environment(run.folder, topology, self.step)
+            self.tracker.add(run.folder / "config.yaml", run.folder / ENVIRONMENT_FILE)
 
     def train(self) -> None:
         """All steps that are left, then the final evaluation, checkpoint and model."""
@@ -99,6 +106,7 @@ class Trainer:
             with self._progress() as progress:
                 task = progress.add_task("pretrain", total=self.config.steps, completed=self.step)
                 while True:
+                    self.throughput.pause()
                     if self.step != self.resumed_at:  # a checkpoint is written after its step's evaluation
                         if self._due(self.config.eval_every):
                             self.evaluation = self._evaluate()
@@ -108,6 +116,7 @@ class Trainer:
                             self._check_replicas()
                     if self.step == self.config.steps:
                         break
+                    self.throughput.resume()
                     self._train_step()
                     progress.update(task, completed=self.step)
             if self.topology.is_main:
@@ -116,10 +125,10 @@ class Trainer:
                     "final_metrics": self.evaluation,
                     "config": self.config.model_dump(mode="json"),
                 }
-                save_final_model(self.run, self.student, self.keeper.final_weights(), record)
+                self.tracker.add(save_final_model(self.run, self.student, self.keeper.final_weights(), record))
             self.engine.barrier()
             status = "FINISHED"
-        except PreemptedError:
+        except (PreemptedError, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
@@ -127,14 +136,16 @@ class Trainer:
             self.tracker.close(status)
 
     def _train_step(self) -> None:
-        started = time.perf_counter()
         logging = (self.step + 1) % self.config.tracking.log_every == 0 or self.step + 1 == self.config.steps
-        self.monitor.watch(logging)
         phase = phase_at(self.run.phases, self.step)
         self.engine.use_batch_sizes(phase.global_batch_size, phase.micro_batch_size)
         batches = phase.batches(self.guard.data_step(self.step), self.topology)
         counts = self._agree(batches, num_rows=phase.global_batch_size)
+        self.throughput.count(batches, counts.tokens)
+        self._binarize_further()  # after the last chance to stop: checkpoints have the step sizes of the update before
         learning_rate = learning_rate_at(self.config, self.step)
+        with self.engine.whole_weights() if logging else nullcontext():
+            self.monitor.watch(logging)
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             terms = self._forward_backward(number, batch.to(self.engine.device), counts, len(batches))
@@ -155,7 +166,12 @@ class Trainer:
         if problem is not None:
             self._skipped(problem)
         elif logging:
-            self._log_step(losses, learning_rate, counts, time.perf_counter() - started)
+            self._log_step(losses, learning_rate)
+
+    def _binarize_further(self) -> None:
+        bits = self.run.curriculum.follow(self.engine, self.step)
+        if bits is not None:
+            self._say(f"step {self.step}/{self.config.steps}  activations have {bits} bits from here on")
 
     def _forward_backward(
         self, number: int, batch: Batch, counts: GlobalCounts, num_micro_batches: int
@@ -204,15 +220,16 @@ class Trainer:
             raise self.guard.refusal(failed, problem, self.keeper.root)
         self.step, self.evaluation = state["step"], state["evaluation"]
         self.resumed_at = self.step
+        self.run.curriculum.restore(self.student, self.step)
         self.tracker.rewind(self.step)
         self._say(f"rolled back to step {self.step}, past the {failed - self.step} batches since then")
 
-    def _log_step(self, losses: dict[str, float], learning_rate: float, counts: GlobalCounts, seconds: float) -> None:
+    def _log_step(self, losses: dict[str, float], learning_rate: float) -> None:
         values = {f"loss/{name}": value for name, value in losses.items()}
         values["loss/total"] = sum(value * getattr(self.config.loss, name) for name, value in losses.items())
         values |= {
             "learning_rate": learning_rate,
-            "tokens_per_s": counts.tokens / seconds,
+            **self.throughput.report(),
         }
         with self.engine.whole_weights():
             values |= self.monitor.metrics()

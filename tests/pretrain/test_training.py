@@ -93,8 +93,10 @@ def test_run_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "checkpoints",
         "config.yaml",
+        "environment.json",
         "final",
         "metrics.jsonl",
+        "status.json",
         "step_sizes.json",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
