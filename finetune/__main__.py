@@ -68,8 +68,8 @@ def finetune(
     else:
         recipe = check_config(FinetuneConfig, parse_overrides(overrides or []), origin="recipe")
     check_mlflow_uri(recipe.tracking.mlflow_uri)
-    seed_list = _parse_seeds(seeds)
-    tasks = _read_tasks(task, glue_dir, train, evaluation)
+    seed_list = parse_seeds(seeds)
+    tasks = read_tasks(task, glue_dir, train, evaluation)
     from .report import scores_text
     from .run import run_plan
     from .source import open_source
@@ -80,9 +80,14 @@ def finetune(
     typer.echo(f"everything is in {output}: results.md, results.json, results.png, and a model a seed")
 
 
-def _read_tasks(
+def read_tasks(
     names: str | None, glue_dir: Path | None, train: Path | None, evaluation: Path | None
 ) -> "list[TaskData]":
+    """Every task that the options name, read and checked.
+
+    Raises:
+        UserError: the options contradict one another, or a file is wrong.
+    """
     from .glue_files import read_glue_tasks
     from .hub import fetch_glue_tasks
     from .own_data import read_own_task
@@ -96,7 +101,12 @@ def _read_tasks(
     raise UserError("give either --task (with --glue-dir, or from the hub), or both --train and --eval")
 
 
-def _parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """``--seeds`` as numbers.
+
+    Raises:
+        UserError: they are not different integers of at least 0.
+    """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
