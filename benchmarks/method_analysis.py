@@ -9,8 +9,8 @@ PATH gets the numbers, PATH with .png the entropy curves. Everything is exact or
 """
 
 import argparse
-import json
 import math
+from collections.abc import Callable
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,37 @@ def quantize_symmetric(x: np.ndarray, bits: int) -> np.ndarray:
     return np.floor((np.clip(x, -1, 1) + 1) / 2 * intervals + 0.5) / intervals * 2 - 1
 
 
-def wrong_direction_share(bits: int, num_points: int = 400_001) -> float:
+def quantize_cells(x: np.ndarray, bits: int) -> np.ndarray:
+    """Centres of 2**bits cells of equal width from -1 to 1; one bit: -1/2 and 1/2."""
+    cells = 2**bits
+    return (np.clip(np.floor((x + 1) / 2 * cells), 0, cells - 1) + 0.5) / cells * 2 - 1
+
+
+def quantize_around_zero(x: np.ndarray, bits: int) -> np.ndarray:
+    """2**bits - 1 levels from -1 to 1 with 0 among them; one bit: the sign."""
+    if bits == 1:
+        return quantize_symmetric(x, 1)
+    highest = 2 ** (bits - 1) - 1
+    return np.floor(np.clip(x, -1, 1) * highest + 0.5) / highest
+
+
+QUANTIZERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "2^b levels, ends included": quantize_symmetric,
+    "centres of 2^b cells": quantize_cells,
+    "2^b - 1 levels around 0": quantize_around_zero,
+}
+
+
+def wrong_direction_share(
+    bits: int, quantize: Callable[[np.ndarray, int], np.ndarray] = quantize_symmetric, num_points: int = 400_001
+) -> float:
     """P(sign(x - t) differs from sign(quantize(x) - t)) for independent x, t ~ N(0, 1), by numerical integration.
 
     The directions differ where t lies between x and its quantized value.
     """
     x = np.linspace(-9, 9, num_points)
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
-    return float((density * np.abs(_normal_cdf(x) - _normal_cdf(quantize_symmetric(x, bits)))).sum())
+    return float((density * np.abs(_normal_cdf(x) - _normal_cdf(quantize(x, bits)))).sum())
 
 
 def wrong_directions() -> list[dict[str, float]]:
@@ -79,6 +102,17 @@ def wrong_directions() -> list[dict[str, float]]:
             }
         )
     return rows
+
+
+def quantizer_distances() -> dict[str, float]:
+    """Largest difference to the published percentages, by quantizer: which convention comes nearest."""
+    return {
+        name: max(
+            abs(100 * wrong_direction_share(bits, quantize) - published)
+            for bits, published in enumerate(PUBLISHED_WRONG_DIRECTIONS, start=1)
+        )
+        for name, quantize in QUANTIZERS.items()
+    }
 
 
 def attention_entropy(num_keys: int, seed: int = 0) -> dict[str, float]:
@@ -205,13 +239,17 @@ def main() -> None:
     path = parser.parse_args().json
     results = {
         "wrong_directions": wrong_directions(),
+        "quantizer_distances": quantizer_distances(),
         "attention_entropy": entropy_curves(),
         "tables": table_figures(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomically(path, results)
     plot(results["attention_entropy"], path.with_suffix(".png"))
-    print(json.dumps(results["wrong_directions"], indent=1))
+    for row in results["wrong_directions"]:
+        print(f"{row['bits']} bits: wrong {row['percent']:.2f} %, published {row['published_percent']:.2f} %")
+    for name, distance in results["quantizer_distances"].items():
+        print(f"largest difference with {name}: {distance:.2f} points")
     for row in results["attention_entropy"]:
         print("  ".join(f"{name} {value:.3f}" if name != "keys" else f"{value:4} keys" for name, value in row.items()))
     for row in results["tables"]:

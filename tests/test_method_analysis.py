@@ -29,6 +29,13 @@ def test_wrong_directions_are_what_sampling_finds() -> None:
         assert wrong.mean() == pytest.approx(analysis.wrong_direction_share(bits), abs=0.002)
 
 
+def test_the_convention_is_the_nearest_one() -> None:
+    distances = analysis.quantizer_distances()
+    assert min(distances, key=lambda name: distances[name]) == "2^b levels, ends included"
+    assert distances["2^b levels, ends included"] < 0.2
+    assert sorted(distances.values())[1] > 1
+
+
 def test_quantizer_has_its_levels_and_keeps_the_sign() -> None:
     x = np.linspace(-3, 3, 1001)
     for bits in (1, 2, 4):
@@ -68,5 +75,10 @@ def test_the_command_writes_numbers_and_a_plot(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/method_analysis.py", "--json", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    assert set(json.loads(path.read_text())) == {"wrong_directions", "attention_entropy", "tables"}
+    assert set(json.loads(path.read_text())) == {
+        "wrong_directions",
+        "quantizer_distances",
+        "attention_entropy",
+        "tables",
+    }
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
