@@ -98,11 +98,11 @@ def model_card(result: dict[str, Any], task: TaskData) -> str:
     caveats = "".join(f"\nNot a GLUE score: {caveat}.\n" for caveat in task.caveats)
     kind, use = (
         ("A packed 1-bit task model", 'Ask it with `bitbert-predict THIS_FOLDER "text" ["second text"]`.')
-        if task.head.is_packable
+        if result["packed"]
         else (
             "A task model with latent weights",
-            f"Load it with `{task.head.model_class.__name__}.from_pretrained(THIS_FOLDER)`; the packed format has no "
-            "such head yet.",
+            f"Load it with `{task.head.model_class.__name__}.from_pretrained(THIS_FOLDER)`; the packed format does "
+            "not know this kind of model.",
         )
     )
     selection = {
