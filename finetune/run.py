@@ -111,6 +111,7 @@ def finetune(
     return identity | {
         "title": task.title,
         "caveats": caveats,
+        "test_caveats": list(task.test_caveats),
         "num_rows": {"train": len(task.train)} | {name: len(examples) for name, examples in task.evaluation.items()},
         "selection": config.selection,
         "selection_meaning": SELECTIONS[config.selection],

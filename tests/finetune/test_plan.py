@@ -63,6 +63,8 @@ def test_all_of_glue(
     assert "One finetuning seed (3), so there is no deviation." in table
     assert "the score is optimistic" in table
     assert "| MNLI\\* | dev_mismatched | accuracy |" in table
+    assert "server would not take: CoLA test has 5 rows" in table
+    assert "CoLA test" not in printed.out
 
     with zipfile.ZipFile(output / "submission-seed-3.zip") as archive:
         assert archive.namelist() == [f"{name}.tsv" for name in FILES]
