@@ -167,8 +167,8 @@ def _run_seed(
             _answer(trained, task, examples, config, source, folder / f"{name}.tsv")
         _save_model(trained, task, source, config, folder, result)
         tracker.log(trained.step, flatten(result["scores"], "selected."))
-    except BaseException:
-        tracker.close("FAILED")
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.close()
     write_json_atomically(folder / "result.json", result)  # last: its presence says that the seed is done
