@@ -10,7 +10,7 @@
 #include "attention.h"
 #include "bits.h"
 #include "error.h"
-#include "panels.h"
+#include "multiply.h"
 #include "scratch.h"
 
 typedef struct {
@@ -23,14 +23,40 @@ typedef struct {
 
 static void *row_of(void *rows, size_t row, size_t stride) { return (uint32_t *)rows + row * stride; }
 
+/* Where the counts of a linear layer go. */
+typedef struct {
+    const bb_kernels *kernels;
+    const bb_linear *linear;
+    const int32_t *bases; /* (rows) */
+    uint32_t *bits;
+    float *floats;
+    bool accumulate;
+    size_t stride; /* of bits or floats */
+} destination;
+
+static void to_bits(void *context, size_t panel, size_t first, size_t num_rows, const uint32_t *counts) {
+    const destination *d = context;
+    const bb_thresholds limits = {.offset = d->linear->offset + panel * BB_PANEL, .width = d->linear->width + panel * BB_PANEL};
+    d->kernels->threshold(counts, num_rows, limits, d->bits + first * d->stride + panel, d->stride);
+}
+
+static void to_floats(void *context, size_t panel, size_t first, size_t num_rows, const uint32_t *counts) {
+    const destination *d = context;
+    const size_t column = panel * BB_PANEL;
+    d->kernels->scale_add(counts, num_rows, d->bases + first, d->linear->scale + column, d->linear->bias + column, d->accumulate,
+                          d->floats + first * d->stride + column, d->stride);
+}
+
+static bb_product product_of(const bb_linear *linear, bb_rows rows, const bb_worker *worker) {
+    return (bb_product){.rows = rows, .num_words = linear->num_words, .panels = linear->panels, .num_panels = linear->num_panels,
+                        .mask = linear->mask, .counts = worker->counts, .bytes = worker->bytes};
+}
+
 /* Linear layer whose outputs are bits. */
 static void linear_bits(const bb_kernels *kernels, const bb_linear *linear, bb_rows rows, bb_worker *worker, uint32_t *out, size_t stride) {
-    for (size_t panel = 0; panel < linear->num_panels; panel++) {
-        const size_t column = panel * BB_PANEL;
-        kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), false, worker->counts);
-        const bb_thresholds limits = {.offset = linear->offset + column, .width = linear->width + column};
-        kernels->threshold(worker->counts, rows.num_rows, limits, out + panel, stride);
-    }
+    destination d = {.kernels = kernels, .linear = linear, .bits = out, .stride = stride};
+    const bb_product product = product_of(linear, rows, worker);
+    bb_multiply(kernels, &product, to_bits, &d);
 }
 
 /* Linear layer whose float outputs are added to, or stored in, `out`. */
@@ -38,12 +64,9 @@ static void linear_floats(const bb_kernels *kernels, const bb_linear *linear, bb
                           size_t stride) {
     for (size_t row = 0; row < rows.num_rows; row++)
         worker->bases[row] = linear->mask ? bb_count_ones(rows.words + row * rows.stride, linear->num_words) : (int32_t)linear->num_inputs;
-    for (size_t panel = 0; panel < linear->num_panels; panel++) {
-        const size_t column = panel * BB_PANEL;
-        kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), linear->mask, worker->counts);
-        kernels->scale_add(worker->counts, rows.num_rows, worker->bases, linear->scale + column, linear->bias + column, accumulate,
-                           out + column, stride);
-    }
+    destination d = {.kernels = kernels, .linear = linear, .bases = worker->bases, .floats = out, .accumulate = accumulate, .stride = stride};
+    const bb_product product = product_of(linear, rows, worker);
+    bb_multiply(kernels, &product, to_floats, &d);
 }
 
 /* LayerNorm of a block in place; worker->bits[s] receives the input bits of the linear layers with these shifts. */

@@ -143,6 +143,16 @@ static void estimator(builder *b, bb_layer *layer, const char *prefix) {
     }
 }
 
+/* The table of attention's weights, unless they span more than floats hold. */
+static bb_weights *weights(builder *b, float query_key_step) {
+    const double size = (double)b->model->head_size, slope = 2 * (double)query_key_step / sqrt(size);
+    bb_weights *made = allocate(b, 1, sizeof *made);
+    if (!made || size >= 512 || slope * size > (double)BB_WEIGHT_SPAN) return NULL;
+    for (int i = 0; i < 32; i++) made->low[i] = (float)exp(-slope * i);
+    for (int i = 0; i < 16 && 32 * i <= size; i++) made->high[i] = (float)exp(-slope * 32 * i) * BB_WEIGHT_UNIT;
+    return made;
+}
+
 static void build_layer(builder *b, size_t index) {
     const bitbert_config *config = &b->model->config;
     const int32_t hidden = config->hidden_size, inner = config->intermediate_size;
@@ -163,6 +173,7 @@ static void build_layer(builder *b, size_t index) {
     layer->query_key_step = query_step * step(b, NAMED("attention"), "key_binarizer.alpha");
     layer->probability_step = step(b, NAMED("attention"), "probability_binarizer.alpha");
     layer->probability_value_step = layer->probability_step * value_step;
+    layer->weights = weights(b, layer->query_key_step);
     if (config->residual_rank) estimator(b, layer, NAMED("attention"));
 #undef NAMED
     fold(b, &layer->query, BB_IDENTITY, NULL);

@@ -32,6 +32,7 @@ typedef struct {
     bb_linear query, key, value, attention_output, intermediate, output;
     bb_affine attention_norm, output_norm;
     float query_key_step, probability_step, probability_value_step;
+    bb_weights *weights;     /* of attention; NULL where they would span too much */
     float *estimator_weight; /* (4 factors + sets, hidden_stride): q_p, k_p, q_m, k_m, then r_v; NULL without */
     float *estimator_bias;
 } bb_layer;
