@@ -119,7 +119,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         const size_t channel = head * size + word * 32;
         kernels->count(attended, num_groups, values + word * num_groups * BB_PANEL, true, worker->counts);
         uint32_t bits[BB_QUERY_TILE];
-        kernels->context(worker->counts, num_rows, results, layer->probability_value_step, layer->attention_output.shift + channel, bits);
+        kernels->context(worker->counts, num_rows, results, layer->probability_value_step, layer->attention_output.limit + channel, bits);
         for (size_t i = 0; i < num_rows; i++)
             bb_put_bits(context + i * model->hidden_words, channel, smaller(32, size - word * 32), bits[i]);
     }

@@ -89,13 +89,13 @@ static void normalize_row(const bb_norm *norm, float *row, uint32_t *const *bits
     const double variance = (double)lanes_sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / (double)width;
     const float inverse = (float)(1.0 / sqrt(variance + norm->eps));
 
-    const size_t num_shifts = norm->num_shifts;
+    const size_t num_limits = norm->num_limits;
     for (size_t i = 0; i < width; i += BB_LANES) {
-        /* Weight, bias and shift are 0 in the padding, so a padded row stays 0 there and its bits too. */
+        /* Weight, bias and limit are 0 in the padding, so a padded row stays 0 there and its bits too. */
         bb_floats value = (lanes_load(row + i) - mean) * inverse * lanes_load(norm->weight + i) + lanes_load(norm->bias + i);
         lanes_store(row + i, value);
-        for (size_t s = 0; s < num_shifts; s++) {
-            uint16_t negative = (uint16_t)lanes_less(value + lanes_load(norm->shift[s] + i), (bb_floats){0});
+        for (size_t s = 0; s < num_limits; s++) {
+            uint16_t negative = (uint16_t)lanes_less(value, lanes_load(norm->limit[s] + i));
             memcpy((char *)bits[s] + i / 8, &negative, sizeof negative);
         }
     }
@@ -221,12 +221,12 @@ static bb_attended attend_row(const bb_attention *attention, float *weights, uin
     return attended;
 }
 
-static void context_rows(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits) {
-    const bb_floats low_shift = lanes_load(shift), high_shift = lanes_load(shift + BB_LANES);
+static void context_rows(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *limit, uint32_t *bits) {
+    const bb_floats low_limit = lanes_load(limit), high_limit = lanes_load(limit + BB_LANES);
     for (size_t row = 0; row < num_rows; row++, counts += BB_PANEL) {
-        bb_floats low = counts_to_products(counts, attended[row].ones) * scale + attended[row].residual + low_shift;
-        bb_floats high = counts_to_products(counts + BB_LANES, attended[row].ones) * scale + attended[row].residual + high_shift;
-        bits[row] = lanes_less(low, (bb_floats){0}) | lanes_less(high, (bb_floats){0}) << BB_LANES;
+        bb_floats low = counts_to_products(counts, attended[row].ones) * scale + attended[row].residual;
+        bb_floats high = counts_to_products(counts + BB_LANES, attended[row].ones) * scale + attended[row].residual;
+        bits[row] = lanes_less(low, low_limit) | lanes_less(high, high_limit) << BB_LANES;
     }
 }
 

@@ -69,15 +69,15 @@ static void linear_floats(const bb_kernels *kernels, const bb_linear *linear, bb
     bb_multiply(kernels, &product, to_floats, &d);
 }
 
-/* LayerNorm of a block in place; worker->bits[s] receives the input bits of the linear layers with these shifts. */
-static void normalize(const bitbert_model *model, bb_worker *worker, const bb_affine *affine, size_t num_shifts, float *const *shifts,
+/* LayerNorm of a block in place; worker->bits[s] receives the input bits of the linear layers with these limits. */
+static void normalize(const bitbert_model *model, bb_worker *worker, const bb_affine *affine, size_t num_limits, float *const *limits,
                       float *rows, size_t num_rows) {
     bb_norm norm = {.weight = affine->weight, .bias = affine->bias, .eps = model->config.layer_norm_eps,
-                    .width = (size_t)model->config.hidden_size, .num_shifts = num_shifts};
-    for (size_t s = 0; s < num_shifts; s++) norm.shift[s] = shifts[s];
+                    .width = (size_t)model->config.hidden_size, .num_limits = num_limits};
+    for (size_t s = 0; s < num_limits; s++) norm.limit[s] = limits[s];
     for (size_t row = 0; row < num_rows; row++) {
         uint32_t *bits[3];
-        for (size_t s = 0; s < num_shifts; s++) bits[s] = row_of(worker->bits[s], row, model->hidden_words);
+        for (size_t s = 0; s < num_limits; s++) bits[s] = row_of(worker->bits[s], row, model->hidden_words);
         model->kernels->normalize(&norm, rows + row * model->hidden_stride, bits);
     }
 }
@@ -89,7 +89,7 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
     float *hidden = scratch->hidden + first * model->hidden_stride;
     const size_t words = model->hidden_words;
     if (next == (size_t)model->config.num_hidden_layers) {
-        normalize(model, worker, affine, 1, (float *const[]){model->pooler.shift}, hidden, count);
+        normalize(model, worker, affine, 1, (float *const[]){model->pooler.limit}, hidden, count);
         for (size_t row = 0; row < count; row++) {
             const size_t sequence = scratch->sequence_of_row[first + row];
             if (scratch->sequences[sequence].first_row != first + row) continue;
@@ -98,7 +98,7 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
         return;
     }
     const bb_layer *layer = &model->layers[next];
-    normalize(model, worker, affine, 3, (float *const[]){layer->query.shift, layer->key.shift, layer->value.shift}, hidden, count);
+    normalize(model, worker, affine, 3, (float *const[]){layer->query.limit, layer->key.limit, layer->value.limit}, hidden, count);
     const bb_linear *linears[] = {&layer->query, &layer->key, &layer->value};
     uint32_t *outputs[] = {scratch->query_bits, scratch->key_bits, scratch->value_bits};
     for (size_t s = 0; s < 3; s++) {
@@ -158,7 +158,7 @@ static void layer_block(void *context, size_t worker_index, size_t block) {
     bb_attend(model, layer, worker, first, count);
     bb_rows rows = {.words = worker->context, .stride = model->hidden_words, .num_rows = count};
     linear_floats(kernels, &layer->attention_output, rows, worker, true, hidden, model->hidden_stride);
-    normalize(model, worker, &layer->attention_norm, 1, (float *const[]){layer->intermediate.shift}, hidden, count);
+    normalize(model, worker, &layer->attention_norm, 1, (float *const[]){layer->intermediate.limit}, hidden, count);
     rows.words = worker->bits[0];
     linear_bits(kernels, &layer->intermediate, rows, worker, worker->inner, model->inner_words);
     rows = (bb_rows){.words = worker->inner, .stride = model->inner_words, .num_rows = count};

@@ -48,15 +48,15 @@ typedef struct {
     const uint32_t *width;
 } bb_thresholds;
 
-/* Layer normalisation of a row, and the bits that follow from it: bits[s][i] = [out[i] + shift[s][i] < 0].
+/* Layer normalisation of a row, and the bits that follow from it: bits[s][i] = [out[i] < limit[s][i]].
  * Arrays and rows are padded with zeros to a multiple of 64 entries. */
 typedef struct {
     const float *weight;
     const float *bias;
     double eps;
     size_t width;
-    size_t num_shifts;
-    const float *shift[3];
+    size_t num_limits;
+    const float *limit[3];
 } bb_norm;
 
 /* Every weight exp(score) is a product: of a table's entry for the count, and of a factor exp(E / sqrt(d)) for the key.
@@ -126,8 +126,8 @@ typedef struct {
     float (*factors)(const float *score_residual, size_t num_keys, float inverse_root, float *out);
     /* Writes the bits of softmax(scores) > a_p / 2; `scores` is scratch. */
     bb_attended (*attend)(const bb_attention *attention, float *scores, uint32_t *bits);
-    /* Context bits of 32 channels for each row: [(ones - 2 count) * scale + residual + shift < 0]. */
-    void (*context)(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits);
+    /* Context bits of 32 channels for each row: [(ones - 2 count) * scale + residual < limit]. */
+    void (*context)(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *limit, uint32_t *bits);
 } bb_kernels;
 
 extern const bb_kernels bb_portable_kernels;

@@ -94,10 +94,11 @@ static bb_linear linear(builder *b, const char *prefix, int32_t num_outputs, int
     const float *scale = scales(b, num_scales, prefix, "weight_scale");
     const float input_step = step(b, prefix, "input_binarizer.alpha");
     made.half_step = input_step / 2;
-    made.shift = copy_floats(b, made.num_inputs, bb_round_up(made.num_inputs, 64), prefix, "shift");
+    made.limit = copy_floats(b, made.num_inputs, bb_round_up(made.num_inputs, 64), prefix, "shift");
     made.bias = copy_floats(b, made.num_outputs, padded, prefix, "bias");
     made.scale = allocate(b, padded, sizeof(float));
     if (b->tensors.failed) return made;
+    for (size_t input = 0; input < made.num_inputs; input++) made.limit[input] = -made.limit[input];
     for (size_t output = 0; output < made.num_outputs; output++) made.scale[output] = scale[num_scales == 1 ? 0 : output] * input_step;
     bb_pack_panels(bits, made.num_outputs, made.num_words, made.panels);
     return made;
@@ -119,7 +120,7 @@ static void fold(builder *b, bb_linear *layer, bb_activation activation, const b
         if (output >= layer->num_outputs) continue;
         channel.scale = layer->scale[output];
         channel.bias = layer->bias[output];
-        channel.shift = next ? next->shift[output] : 0;
+        channel.shift = next ? -next->limit[output] : 0;
         bb_fold_channel(&channel, &layer->offset[output], &layer->width[output]);
     }
 }

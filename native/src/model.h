@@ -19,7 +19,7 @@ typedef struct {
     uint32_t *panels;   /* the weights; see panels.h */
     bool mask;          /* inputs are {0, 1} instead of signs */
     float half_step;    /* of the input's binarizer: the threshold of {0, 1} inputs */
-    float *shift;       /* (inputs): what is added to an input before its threshold */
+    float *limit;       /* (inputs): -shift; x + shift < 0 where x < limit, and that does not round */
     float *scale, *bias;
     uint32_t *offset, *width; /* thresholds of the outputs' bits, or NULL where the output stays float */
 } bb_linear;
