@@ -240,7 +240,7 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(((const bitbert_tensor *)a)->name, ((const bitbert_tensor *)b)->name);
 }
 
-bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool borrow) {
+bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool from_file) {
     if (check_config(config)) return NULL;
     const bb_kernels *kernels = bb_find_kernels(isa);
     if (!kernels) return NULL;
@@ -263,7 +263,8 @@ bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *ten
     model->hidden_stride = bb_round_up((size_t)config->hidden_size, 64);
     model->hidden_words = bb_row_words((size_t)config->hidden_size);
     model->inner_words = bb_row_words((size_t)config->intermediate_size);
-    builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}, .borrow = borrow};
+    builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}, .borrow = !from_file};
+    if (from_file) b.tensors.num_stacked = (size_t)config->num_hidden_layers;
     build(&b);
     if (!b.tensors.failed && b.tensors.num_found != num_tensors) {
         b.tensors.failed = true;
@@ -279,7 +280,7 @@ bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *ten
 }
 
 bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa) {
-    return bb_create(config, tensors, num_tensors, isa, true);
+    return bb_create(config, tensors, num_tensors, isa, false);
 }
 
 void bitbert_close(bitbert_model *model) {

@@ -59,8 +59,8 @@ struct bitbert_model {
     size_t num_blocks, block_capacity;
 };
 
-/* As bitbert_create(); with `borrow` false the tensors need not outlive the call. */
-bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool borrow);
+/* As bitbert_create(); tensors `from_file` hold all layers' and need not outlive the call. */
+bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool from_file);
 
 /* Zeroed and aligned to 64 bytes; freed with the model. NULL when memory is short. */
 void *bb_model_allocate(bitbert_model *model, size_t num_bytes);
