@@ -35,6 +35,7 @@ _LAYER_NAME = re.compile(r"bitbert\.layers\.(?P<index>\d+)\.(?P<kind>.+)")
 _TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CHOICES = {
     "weight_scale": ("tensor", "channel"),
+    "attention": ("softmax", "bi", "bi_strict"),
     "residual_estimators": ("shared", "per_head"),
     "hidden_act": ("gelu", "relu"),
     "ffn_input": ("signed", "unsigned"),
@@ -67,6 +68,7 @@ class PackedConfig:
     layer_norm_eps: float
     method: str
     weight_scale: str
+    attention: str
     residual_rank: int
     residual_estimators: str
     hidden_act: str
@@ -312,6 +314,11 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
         raise UserError(
             f"{origin}: hidden_size {data['hidden_size']} is not a multiple of num_attention_heads "
             f"{data['num_attention_heads']}"
+        )
+    if data["residual_rank"] and data["attention"] != "softmax":
+        raise UserError(
+            f"{origin}: residual_rank is {data['residual_rank']} with attention {data['attention']!r}, wanted 0; "
+            "Bi-Attention has no estimators"
         )
     if data["max_length"] > data["max_position_embeddings"]:
         raise UserError(

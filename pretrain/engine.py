@@ -11,7 +11,7 @@ from torch import nn
 from bitbert.distributed import Topology
 from bitbert.errors import UserError
 
-from .config import PretrainConfig
+from .config import PretrainConfig, ResolvedPhase
 
 
 class NonFiniteLossError(UserError):
@@ -77,6 +77,18 @@ class Engine:
         """
         self._engine.backward(loss * (num_micro_batches * self.topology.world_size))
 
+    def use_batch_sizes(self, global_batch_size: int, micro_batch_size: int) -> None:
+        """Accumulate so many sequences from now on; call it between two updates, when a phase begins."""
+        engine = self._engine
+        if (engine.train_batch_size(), engine.train_micro_batch_size_per_gpu()) == (
+            global_batch_size,
+            micro_batch_size,
+        ):
+            return
+        engine.set_train_micro_batch_size(micro_batch_size)
+        engine.set_train_batch_size(global_batch_size)
+        engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
+
     def update(self, learning_rate: float) -> None:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""
         for group in self.optimizer.param_groups:
@@ -122,8 +134,8 @@ def stop() -> None:
     comm.destroy_process_group()
 
 
-def accumulation_steps(config: PretrainConfig, topology: Topology) -> int:
-    """Micro-batches a rank and step.
+def accumulation_steps(config: PretrainConfig | ResolvedPhase, topology: Topology) -> int:
+    """Micro-batches a rank and step, of a run or of one of its phases.
 
     Raises:
         UserError: the global batch does not divide over the ranks.
@@ -140,10 +152,11 @@ def accumulation_steps(config: PretrainConfig, topology: Topology) -> int:
 
 def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from ours; settings whose defaults changed between versions are explicit."""
+    phase = config.resolved_phases()[0]
     return {
-        "train_batch_size": config.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(config, topology),
+        "train_batch_size": phase.global_batch_size,
+        "train_micro_batch_size_per_gpu": phase.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(phase, topology),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": 0},
         "steps_per_print": 10**9,

@@ -48,6 +48,18 @@ class ResidualEstimator(nn.Module):
         return scores, factor(self.value_residual)
 
 
+def _softmax(scores: Tensor) -> Tensor:
+    return torch.softmax(scores, dim=-1)
+
+
+def _identity(scores: Tensor) -> Tensor:
+    return scores
+
+
+ATTENTIONS = {"softmax": (_softmax, "unsigned"), "bi": (_identity, "bool"), "bi_strict": (_identity, "strict_bool")}
+"""What becomes of the scores before they are binarized, and the kind of binarizer."""
+
+
 class BinarySelfAttention(nn.Module):
     """Multi-head self-attention whose four products have 1-bit operands.
 
@@ -55,7 +67,8 @@ class BinarySelfAttention(nn.Module):
         A = elastic unsigned binarization of softmax(S), in {0, a_p}
         context = A (a_v sign(V)) + (A r_v) 1^T
 
-    Softmax runs in full precision. Dropout acts on the binarized A, never between a probability and its threshold.
+    Softmax runs in full precision. Bi-Attention has none: A = 1[S >= 0].
+    Dropout acts on the binarized A, never between a probability and its threshold.
     """
 
     def __init__(self, config: Any) -> None:
@@ -63,11 +76,13 @@ class BinarySelfAttention(nn.Module):
         self.num_heads, self.head_size = config.num_attention_heads, config.head_size
 
         def projection() -> BinaryLinear:
-            return BinaryLinear(config.hidden_size, config.hidden_size, kind="signed", weight_scale=config.weight_scale)
+            width = self.num_heads * self.head_size
+            return BinaryLinear(config.hidden_size, width, kind="signed", weight_scale=config.weight_scale)
 
         self.query, self.key, self.value = projection(), projection(), projection()
         self.query_binarizer, self.key_binarizer, self.value_binarizer = (Binarizer("signed") for _ in range(3))
-        self.probability_binarizer = Binarizer("unsigned")
+        self.weigh, kind = ATTENTIONS[config.attention]
+        self.probability_binarizer = Binarizer(kind)
         num_sets = config.num_attention_heads if config.residual_estimators == "per_head" else 1
         rank = config.residual_rank
         self.estimator = ResidualEstimator(config.hidden_size, rank, num_sets) if rank else None
@@ -93,7 +108,7 @@ class BinarySelfAttention(nn.Module):
         scores = scores / self.head_size**0.5
         if attention_bias is not None:
             scores = scores + attention_bias
-        attended, probability_step = self.probability_binarizer(torch.softmax(scores, dim=-1))
+        attended, probability_step = self.probability_binarizer(self.weigh(scores))
         attended = self.dropout(attended)
 
         context = (attended @ values) * (probability_step * value_step)

@@ -12,6 +12,7 @@ from bitbert.model.binarize import MIN_STEP, weight_statistics
 from bitbert.model.configuration import PACKED_METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig, from_packed_config
 from bitbert.model.convert import mark_calibrated
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
+from bitbert.model.methods import check_packable
 from bitbert.model.modeling import (
     BitBertForNextSentencePrediction,
     BitBertForPreTraining,
@@ -19,6 +20,7 @@ from bitbert.model.modeling import (
     BitBertModel,
     BitBertPreTrainedModel,
 )
+from bitbert.model.weights import WEIGHT_BINARIZERS
 from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, unpack_bits
 from bitbert.tokenizer import Tokenizer
 
@@ -36,9 +38,11 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
         max_length: longest sequence the model was trained on; the runtime cuts texts to it.
 
     Raises:
-        UserError: step sizes were never calibrated, or the tokenizer has another number of tokens than the model.
+        UserError: activations have more than 1 bit, step sizes were never calibrated, or the tokenizer has another
+            number of tokens than the model.
     """
     config = model.config
+    check_packable(config)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
@@ -111,8 +115,10 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> BitBertPreTrained
 def _pack_weight(module: BinaryLinear | BinaryEmbedding) -> dict[str, np.ndarray]:
     weight = module.weight.detach()
     granularity = module.weight_scale if isinstance(module, BinaryLinear) else "channel"
-    center, scale = weight_statistics(weight, granularity)
-    negative: Tensor = weight - center < 0
+    center = WEIGHT_BINARIZERS[getattr(module, "weight_binarizer", "mean_centered")].center
+    assert center is not None  # check_packable
+    _, scale = weight_statistics(weight, granularity)
+    negative: Tensor = weight - center(weight) < 0
     return {
         "weight_bits": pack_bits(negative.cpu().numpy()),
         "weight_scale": scale.flatten().float().cpu().numpy(),

@@ -39,6 +39,7 @@ def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
         ),
         ("weight scale", f"one a {'output channel' if config.weight_scale == 'channel' else 'matrix'}"),
         ("feed-forward", f"{config.hidden_act}, {config.ffn_input} second input"),
+        ("attention", config.attention),
         ("residual estimators", _estimators(config)),
         ("instruction sets", f"{', '.join(available_isas())}; in use: {choose_isa()}"),
     ]

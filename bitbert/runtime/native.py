@@ -19,6 +19,7 @@ from bitbert.packed import PackedConfig
 LIBRARY = Path(__file__).with_name("libbitbert.so")
 _ABI_VERSION = 2
 _CODES = {
+    "attention": ("softmax", "bi", "bi_strict"),
     "residual_estimators": ("shared", "per_head"),
     "hidden_act": ("gelu", "relu"),
     "ffn_input": ("signed", "unsigned"),
@@ -35,7 +36,16 @@ _SIZES = (
     "type_vocab_size",
     "residual_rank",
 )
-_CODED = ("residual_estimators", "hidden_act", "ffn_input", "pooler", "head", "num_outputs", "channel_scale")
+_CODED = (
+    "attention",
+    "residual_estimators",
+    "hidden_act",
+    "ffn_input",
+    "pooler",
+    "head",
+    "num_outputs",
+    "channel_scale",
+)
 
 
 class _Config(Structure):

@@ -2,6 +2,7 @@
 
     linear    y = s_w a_x (K - 2 popcount(x XOR w)) + b          x_bit = [x + shift < 0]
     scores    (a_q a_k (d - 2 popcount(q XOR k)) + E) / sqrt(d)
+              Bi-Attention: p_bit = [d - 2 popcount(q XOR k) >= 0]; strict: > 0
     context   a_p a_v (popcount(p) - 2 popcount(p AND v)) + a_p sum_{p_j = 1} r_v[j]    p_bit = [p > a_p / 2]
 
 Products are integers; the scale is applied once, in the order in which the torch model applies it.
@@ -144,7 +145,10 @@ class ReferenceModel:
             if estimates is not None:
                 score_residual, value_residual = (both[index_of_head % len(both)] for both in estimates)
                 scores = scores + score_residual
-            attended = softmax(scores / hidden.dtype.type(root)) > steps["probability"] / 2
+            if self.config.attention == "softmax":
+                attended = softmax(scores / hidden.dtype.type(root)) > steps["probability"] / 2
+            else:
+                attended = scores > 0 if self.config.attention == "bi_strict" else scores >= 0
             products = mask_products(pack_words(attended), pack_words(negative["value"][:, head].T))
             context[:, head] = products.astype(self._dtype) * (steps["probability"] * steps["value"])
             if estimates is not None:

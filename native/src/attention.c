@@ -3,6 +3,7 @@
  *   scores    (a_q a_k (d - 2 popcount(q XOR k)) + E) / sqrt(d)
  *   attended  softmax(scores) > a_p / 2, a bit a key; exp(score) is a table's entry for the popcount times a factor that
  *             only depends on E, so that exponentials are taken once for all heads
+ *             or, Bi-Attention: 2 popcount(q XOR k) <= d; strict: < d. Steps are above 0 and do not enter
  *   context   a_p a_v (popcount(p) - 2 popcount(p AND v)) + a_p sum_{p_j = 1} r_v[j], of which only the sign is kept
  *
  * The panels are those of the linear layers: keys are the columns of the first product, channels of the second.
@@ -67,17 +68,35 @@ static void estimate_scores(const bitbert_model *model, bb_worker *worker, const
     model->kernels->estimate(&estimate, sequence->num_rows, out);
 }
 
+/* Bi-Attention: bits[row][group] of the keys whose score is at least, or strictly above, 0. */
+static void threshold_scores(const bitbert_model *model, const bb_worker *worker, size_t num_rows, size_t num_keys, size_t num_groups,
+                             bb_attended *results) {
+    const uint32_t size = (uint32_t)model->head_size;
+    uint32_t offset[BB_PANEL] = {0}, width[BB_PANEL];
+    for (size_t k = 0; k < BB_PANEL; k++) width[k] = (model->config.attention == BITBERT_BI_STRICT ? size - 1 : size) / 2;
+    const bb_thresholds limits = {.offset = offset, .width = width};
+    for (size_t group = 0; group < num_groups; group++)
+        model->kernels->threshold(worker->counts + group * num_rows * BB_PANEL, num_rows, limits, worker->attended + group, num_groups);
+    const size_t last = num_keys - (num_groups - 1) * BB_PANEL;
+    for (size_t i = 0; i < num_rows; i++) {
+        uint32_t *bits = worker->attended + i * num_groups;
+        if (last < BB_PANEL) bits[num_groups - 1] &= (1u << last) - 1;
+        results[i] = (bb_attended){0};
+        for (size_t group = 0; group < num_groups; group++) results[i].ones += __builtin_popcount(bits[group]);
+    }
+}
+
 /* One head of up to eight rows of a sequence. */
 static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_worker *worker, const bb_sequence *sequence, size_t row,
                         size_t num_rows, size_t head, uint32_t *context) {
     const bb_scratch *scratch = model->scratch;
     const bb_kernels *kernels = model->kernels;
     const size_t words = head_words(model), num_groups = sequence->num_groups, size = model->head_size;
-    const bool estimated = model->num_factors > 0;
+    const bool estimated = model->num_factors > 0, softmax = model->config.attention == BITBERT_SOFTMAX;
     const size_t set = head < model->num_estimator_sets ? head : 0;
     const size_t padded_keys = sequence->num_groups * BB_PANEL;
     const float inverse_root = (float)(1 / sqrt((double)model->head_size));
-    for (size_t i = 0; i < num_rows && head == set; i++) {
+    for (size_t i = 0; i < num_rows && softmax && head == set; i++) {
         float *score_residual = worker->score_residual + i * padded_keys; /* stays 0 without estimators */
         if (estimated) estimate_scores(model, worker, sequence, set, row + i, score_residual);
         worker->spans[i] = model->kernels->factors(score_residual, sequence->num_rows, inverse_root, worker->factors + i * padded_keys);
@@ -105,7 +124,8 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         .half_step = layer->probability_step / 2,
         .value_residual = estimated ? scratch->key_estimates + value_row : NULL,
     };
-    for (size_t i = 0; i < num_rows; i++) {
+    if (!softmax) threshold_scores(model, worker, num_rows, sequence->num_rows, num_groups, results);
+    for (size_t i = 0; softmax && i < num_rows; i++) {
         attention.counts = worker->counts + i * BB_PANEL;
         attention.weights = worker->spans[i] <= BB_WEIGHT_SPAN ? layer->weights : NULL;
         attention.factors = worker->factors + i * padded_keys;

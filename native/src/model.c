@@ -218,6 +218,7 @@ static int check_config(const bitbert_config *config) {
         {"max_position_embeddings", config->max_position_embeddings, 1, 1 << 20},
         {"type_vocab_size", config->type_vocab_size, 1, 1 << 20},
         {"residual_rank", config->residual_rank, 0, 1 << 12},
+        {"attention", config->attention, BITBERT_SOFTMAX, BITBERT_BI_STRICT},
         {"residual_estimators", config->residual_estimators, BITBERT_SHARED, BITBERT_PER_HEAD},
         {"hidden_act", config->hidden_act, BITBERT_GELU, BITBERT_RELU},
         {"ffn_input", config->ffn_input, BITBERT_SIGNED, BITBERT_UNSIGNED},
@@ -231,6 +232,8 @@ static int check_config(const bitbert_config *config) {
             return bb_fail("%s is %d, wanted %d to %d", checks[index].name, checks[index].value, checks[index].lowest, checks[index].highest);
     if (config->hidden_size % config->num_attention_heads)
         return bb_fail("hidden_size %d is not a multiple of num_attention_heads %d", config->hidden_size, config->num_attention_heads);
+    if (config->residual_rank && config->attention != BITBERT_SOFTMAX)
+        return bb_fail("residual_rank is %d with Bi-Attention, wanted 0", config->residual_rank);
     if (!(config->layer_norm_eps >= 0 && config->layer_norm_eps < 1))
         return bb_fail("layer_norm_eps is %g, wanted a number in [0, 1)", config->layer_norm_eps);
     return 0;

@@ -71,7 +71,8 @@ static int read_config(const bb_json *json, bitbert_config *config) {
     for (size_t index = 0; index < sizeof sizes / sizeof *sizes; index++)
         if (find_size(json, sizes[index].key, sizes[index].value)) return -1;
     int32_t head = NONE;
-    if (find_choice(json, "residual_estimators", CHOICES("shared", "per_head"), &config->residual_estimators) ||
+    if (find_choice(json, "attention", CHOICES("softmax", "bi", "bi_strict"), &config->attention) ||
+        find_choice(json, "residual_estimators", CHOICES("shared", "per_head"), &config->residual_estimators) ||
         find_choice(json, "hidden_act", CHOICES("gelu", "relu"), &config->hidden_act) ||
         find_choice(json, "ffn_input", CHOICES("signed", "unsigned"), &config->ffn_input) ||
         find_choice(json, "pooler", CHOICES("plain", "residual_norm"), &config->pooler) ||

@@ -33,6 +33,7 @@ def golden_model(tokenizer_folder: Path) -> PackedModel:
         layer_norm_eps=1e-12,
         method="bipft-b",
         weight_scale="tensor",
+        attention="softmax",
         residual_rank=1,
         residual_estimators="shared",
         hidden_act="gelu",
