@@ -107,7 +107,6 @@ def make_step(system: str, shape: dict[str, int], options: argparse.Namespace) -
 
 def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> Callable[[], float]:
     """The trainer's step, without the reading of shards."""
-    import torch
     from bitbert.distributed import detect_topology
     from bitbert.model import BitBertConfig, preset_fields
     from bitbert.model.calibrate import calibrate_step_sizes
@@ -127,7 +126,6 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
         micro_batch_size=options.rows,
         device="cpu",
         precision=options.precision,
-        compile=options.compile,
     )
     teacher = Teacher(make_bert(shape), frozenset({"mlm", "nsp", "pooler"}), config.loss)
     student = from_full_precision(teacher.tensors, BitBertConfig(vocab_size=VOCAB_SIZE, **preset_fields("bipft-b"), **shape))
@@ -137,13 +135,10 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
     engine = engine_module.Engine(student.train(), build_optimizer(student, config.optimizer), config, topology, device)
     counts = GlobalCounts(len(batch.labels), batch.num_tokens, options.rows)
 
-    if options.compile:
-        for layer in student.bitbert.layers: layer.compile()
-
     def step() -> float:
-      with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-        output = engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
-        terms = pretraining_terms(output, teacher(batch), batch, counts, config.loss)
+        with engine.autocast():
+            output = engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
+            terms = pretraining_terms(output, teacher(batch), batch, counts, config.loss)
         engine.backward(weighted_sum(terms, config.loss), num_micro_batches=1)
         engine.update(1e-4)
         return sum(engine.sum_over_ranks(list(terms.values())))
