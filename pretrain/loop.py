@@ -66,6 +66,7 @@ class Trainer:
     """One rank of a run."""
 
     def __init__(self, run: Run, topology: Topology) -> None:
+        self.preemption = Preemption()  # first: a signal during the start is not lost either
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
         self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
@@ -85,7 +86,6 @@ class Trainer:
         self.keeper.restore_moments(self.engine.tensors)
         self.monitor = BinaryMonitor(self.student)
         self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
-        self.preemption = Preemption()
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,
