@@ -14,20 +14,8 @@ what the imports take. `--precision bf16` runs matrix products of all three in b
 """
 
 import argparse
-import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from rich.progress import track
 
 SHAPES = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -128,7 +116,9 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
         precision=options.precision,
     )
     teacher = Teacher(make_bert(shape), frozenset({"mlm", "nsp", "pooler"}), config.loss)
-    student = from_full_precision(teacher.tensors, BitBertConfig(vocab_size=VOCAB_SIZE, **preset_fields("bipft-b"), **shape))
+    student = from_full_precision(
+        teacher.tensors, BitBertConfig(vocab_size=VOCAB_SIZE, **preset_fields("bipft-b"), **shape)
+    )
     calibrate_step_sizes(student, batch.inputs())
     topology = detect_topology()
     device = engine_module.start(topology, "cpu")

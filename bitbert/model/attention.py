@@ -109,7 +109,9 @@ class BinarySelfAttention(nn.Module):
         random, limit = self._draw_dropout(hidden_states)
         kernels = self._kernels_for(hidden_states)
         if kernels is not None:
-            values, steps, attended = self._attend_fused(kernels, projected, score_residual, attention_bias, random, limit)
+            values, steps, attended = self._attend_fused(
+                kernels, projected, score_residual, attention_bias, random, limit
+            )
         else:
             values, steps, attended = self._attend(projected, score_residual, attention_bias, random, limit)
         value_step, probability_step = steps

@@ -22,7 +22,15 @@ EXACT_IN_BFLOAT16 = 256
 class _BinaryLinear(Function):
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, x: Tensor, shift: Tensor, step: Tensor, weight: Tensor, bias: Tensor, kind: str, weight_scale: str
+        ctx: Any,
+        kernels: Kernels,
+        x: Tensor,
+        shift: Tensor,
+        step: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        kind: str,
+        weight_scale: str,
     ) -> Tensor:
         x = x.contiguous()
         codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8)
@@ -54,7 +62,15 @@ class _BinaryLinear(Function):
 
 
 def binary_linear(
-    kernels: Kernels, x: Tensor, shift: Tensor, step: Tensor, weight: Tensor, bias: Tensor, *, kind: str, weight_scale: str
+    kernels: Kernels,
+    x: Tensor,
+    shift: Tensor,
+    step: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    kind: str,
+    weight_scale: str,
 ) -> Tensor:
     """y = s * a * (codes(x + m) @ sign(W - e)^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
 
@@ -126,7 +142,9 @@ class _Attend(Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
         queries, keys, probabilities, gate = ctx.saved_tensors
         gradient = gradient.contiguous()
-        dscores, dresidual, dstep = ctx.kernels.attend_backward(Scores(gradient, **ctx.fixed), gradient, probabilities, gate)
+        dscores, dresidual, dstep = ctx.kernels.attend_backward(
+            Scores(gradient, **ctx.fixed), gradient, probabilities, gate
+        )
         dqueries, dkeys = dscores @ keys, dscores.transpose(-1, -2) @ queries
         # sum(dscores * scores) without the scores: the product's gradient once more against its own operand.
         dfactor = (dqueries.float() * queries).sum().reshape(1) / ctx.fixed["factor"]

@@ -80,14 +80,24 @@ class Kernels:
         with self._lock:  # a pool runs one loop at a time; autograd may call from threads of its own
             self._functions[name](self._threads(), *passed)
 
-    def binarize(self, x: Tensor, shift: Tensor | None, step: float, kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def binarize(
+        self, x: Tensor, shift: Tensor | None, step: float, kind: str, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Codes of ``dtype`` and the window (bool) of x (..., width) + shift (width)."""
         codes, window = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=torch.bool)
         self.call("binarize", byref(_activations(x, shift, step, kind)), _TYPES[dtype], codes, window)
         return codes, window
 
     def binarize_backward(
-        self, gradient: Tensor, window: Tensor, kind: str, *, x: Tensor | None, shift: Tensor | None, step: float, factor: float
+        self,
+        gradient: Tensor,
+        window: Tensor,
+        kind: str,
+        *,
+        x: Tensor | None,
+        shift: Tensor | None,
+        step: float,
+        factor: float,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """dx, the sum of dx over rows where there is a shift, and for unsigned codes the extra gradient of the step.
 
@@ -110,7 +120,7 @@ class Kernels:
         return signs
 
     def scale_bias(self, product: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        """float32 product * scale + bias in the memory of the int32 ``product`` (rows, width); scale (1,) or (width,)."""
+        """product (rows, width), int32, * scale (1,) or (width,) + bias, as float32 in the same memory."""
         rows, width = product.shape
         self.call("scale_bias", product, scale, scale.numel(), bias, rows, width)
         return product.view(torch.float32)
