@@ -14,6 +14,7 @@ import bitbert.model  # noqa: F401 (registers the model type)
 from bitbert.config import load_config
 from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.zero import bytes_a_parameter
 from tests.pretrain import forked
 from tests.pretrain.test_faults import plant_nan
 
@@ -140,6 +141,36 @@ def test_rollback_under_stage_3_is_that_of_stage_0(train: Train, tmp_path: Path)
         )
         assert "rolled back to step 2, past the 2 batches since then" in text
     assert_close(tmp_path / "3", tmp_path / "0")
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 16), (1, 14), (2, 12), (3, 10)])
+def test_bytes_a_parameter(stage: int, expected: float) -> None:
+    """On two ranks."""
+    assert bytes_a_parameter(stage, 2) == expected
+
+
+def test_the_update_holds_what_is_computed(train: Train, tmp_path: Path) -> None:
+    """Measured on two ranks under stage 3: weights, their copy, gradients and moments of the whole model."""
+
+    def prepare(rank: int) -> None:
+        from bitbert.pretrain.zero import TrainingTensors
+
+        partition_all(rank)
+        squares = TrainingTensors.gradient_squares
+
+        def measured(tensors: TrainingTensors) -> torch.Tensor:
+            zero, parameters = tensors._zero, list(tensors._parameters.values())
+            held = [parameter.ds_tensor for parameter in parameters]
+            held += [*zero.fp32_partitioned_groups_flat, zero.grad_partitions_flat_buffer]
+            held += [value for state in tensors._optimizer.state.values() for value in state.values()]
+            storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in held}
+            print(f"bytes a parameter {sum(storages.values()) / sum(each.ds_numel for each in parameters):.2f}")
+            return squares(tensors)
+
+        TrainingTensors.gradient_squares = measured
+
+    text = train(tmp_path / "run", 3, 2, prepare=prepare)
+    assert float(text.split("bytes a parameter ")[-1].split()[0]) == pytest.approx(10, abs=0.05)
 
 
 def test_lamb_needs_whole_tensors(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
