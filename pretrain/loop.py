@@ -49,6 +49,7 @@ def pretrain(config: PretrainConfig) -> Path:
         PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
         LostRankError: another rank is gone.
     """
+    preemption = Preemption()  # first: a signal while the run is being set up is not lost
     topology = detect_topology()
     for phase in config.resolved_phases():
         accumulation_steps(phase, topology)
@@ -56,7 +57,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if topology.is_main:
         claim_folder(config)
     with lost_ranks_named(topology):
-        trainer = Trainer(run, topology)
+        trainer = Trainer(run, topology, preemption)
         trainer.train()
     engine_module.stop()
     return run.folder
@@ -65,8 +66,8 @@ def pretrain(config: PretrainConfig) -> Path:
 class Trainer:
     """One rank of a run."""
 
-    def __init__(self, run: Run, topology: Topology) -> None:
-        self.preemption = Preemption()  # first: a signal during the start is not lost either
+    def __init__(self, run: Run, topology: Topology, preemption: Preemption) -> None:
+        self.preemption = preemption
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
         self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
