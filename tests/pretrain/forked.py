@@ -99,6 +99,7 @@ def start(
     prepare: Callable[[], object] = lambda: None,
 ) -> Child:
     """Fork ``bitbert-pretrain smoke.yaml overrides``; ``prepare`` runs in the child before it, to plant a fault."""
+    log.touch()  # there to be read before the child has written to it
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
