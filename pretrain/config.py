@@ -181,6 +181,10 @@ class PretrainConfig(FrozenConfig):
     ] = 600.0
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        Field(description="of matrix products with floats; products of bits are exact integers in both"),
+    ] = "fp32"
 
     @model_validator(mode="before")
     @classmethod

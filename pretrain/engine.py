@@ -65,6 +65,7 @@ class Engine:
         import deepspeed
 
         self.topology, self.device, self.model = topology, device, model
+        self._half = config.precision == "bf16"
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -77,6 +78,10 @@ class Engine:
         self.tensors = TrainingTensors(model, optimizer, topology, self._zero)
         self.gradient_norm = 0.0
         """Global norm of the last update's gradient, before clipping."""
+
+    def autocast(self) -> torch.autocast:
+        """Forward passes of student and teacher run inside of this: products in bfloat16 where the config says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def __call__(self, **inputs: Any) -> Any:
         return self._engine(**inputs)

@@ -68,8 +68,8 @@ class Trainer:
     def __init__(self, run: Run, topology: Topology) -> None:
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
-        device = engine_module.start(topology, self.config.device, self.config.rank_timeout_s)
         self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
+        device = engine_module.start(topology, self.config.device, self.config.rank_timeout_s)
         self.keeper = CheckpointKeeper(run, topology, device)
         state = self.keeper.resume(student)
         self.step: int = state["step"] if state else 0

@@ -1,6 +1,7 @@
 """A lost rank ends all others: within the time-out, with one line and an exit code that is not preemption's."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -67,8 +68,13 @@ def lost_ranks_named(topology: Topology) -> Iterator[None]:
     except RuntimeError as error:
         if topology.world_size == 1 or not is_lost_rank(error):
             raise
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LostRankError(lost_rank_message(topology, cause)) from error
+        raise LostRankError(lost_rank_message(topology, _first_sentence(str(error)))) from error
+
+
+def _first_sentence(text: str) -> str:
+    """What a library's message begins with, without the place in its source."""
+    first = (text.strip().splitlines() or ["no reason given"])[0]
+    return re.sub(r"^\[[^\]]*\] ", "", first).split(". ")[0]
 
 
 def is_lost_rank(error: BaseException) -> bool:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
+WRITERS = ("bitbert/files.py", "pretrain/checkpoint.py", "pretrain/tensor_file.py", "pretrain/keeper.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = "configs/pretrain/smoke.yaml"
 
@@ -46,6 +48,43 @@ class Child:
         self.kill()
         os.waitpid(self.pid, 0)
         raise AssertionError(f"child still runs after {timeout_s} s:\n{self.text()[-2000:]}")
+
+
+def tiny_settings(shards: Path, teacher: Path, output: Path) -> list[str]:
+    """Overrides of the smoke config: tiny shards and teacher, both published distillation terms, decay, clipping."""
+    return [
+        f"data.train={shards}/train",
+        f"data.heldout={shards}/heldout",
+        f"teacher={teacher}",
+        f"tokenizer={teacher}",
+        "loss.nsp_distillation=1.0",
+        "loss.mlm_distillation=0.5",
+        "loss.temperature=2.0",
+        "optimizer.weight_decay=0.01",
+        "optimizer.gradient_clipping=5.0",
+        "micro_batch_size=2",  # divides the global batch over 1, 2 and 4 ranks: dropout depends on it
+        f"output={output}",
+    ]
+
+
+def die_at_line(number: int) -> None:
+    """SIGKILL this process before the ``number``-th line that it runs of the code that writes checkpoints.
+
+    Deterministic, and nothing in that code knows about it.
+    """
+    counted = 0
+
+    def in_line(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+        nonlocal counted
+        counted += event == "line"
+        if counted == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return in_line
+
+    def in_call(frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
+        return in_line if frame.f_code.co_filename.endswith(WRITERS) else None
+
+    sys.settrace(in_call)
 
 
 def start(
