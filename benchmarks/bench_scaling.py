@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import socket
 import sys
 import tempfile
@@ -136,7 +135,8 @@ def run_rank(stage: int, rank: int, world_size: int, port: int, output: Path) ->
         for number in range(MICRO_BATCHES):
             ids = torch.randint(5, VOCABULARY, (MICRO_BATCH, TOKENS))
             output_ = engine(input_ids=ids, masked_positions=torch.arange(8))
-            engine.backward(output_.prediction_logits.square().mean(), num_micro_batches=MICRO_BATCHES)
+            loss = output_.prediction_logits.square().mean() + output_.seq_relationship_logits.square().mean()
+            engine.backward(loss, num_micro_batches=MICRO_BATCHES)
             del output_
             if number == MICRO_BATCHES - 1:
                 gc.collect()
@@ -193,9 +193,9 @@ def main() -> None:
             for world_size in WORLD_SIZES:
                 found = run_case(stage, world_size, Path(folder))
                 expected = state_bytes(found["parameters"], stage, world_size, whole=found["whole"])
-                pay = payload(found["parameters"], stage, MICRO_BATCHES)
+                pay = payload(found["parameters"], stage, MICRO_BATCHES, whole=found["whole"])
                 total = pay.all_reduce + pay.reduce + pay.all_gather if world_size > 1 else 0.0
-                row = {"stage": stage, "ranks": world_size, "parameters": found["parameters"], **found["payload"]}
+                row = {name: found[name] for name in ("parameters", "whole")} | {"stage": stage, "ranks": world_size}
                 pairs = [(found["state"][kind], getattr(expected, kind)) for kind in kinds]
                 pairs.append((sum(found["payload"].values()) if world_size > 1 else 0, total))
                 for name, (measured, computed) in zip((*kinds, "communication"), pairs, strict=True):
@@ -204,7 +204,9 @@ def main() -> None:
                 print(f"{stage:5} {world_size:5} " + " ".join(f"{a / 1e6:10.2f} /{b / 1e6:9.2f}" for a, b in pairs))
                 sys.stdout.flush()
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": platform.machine(), "shape": SHAPE, "rows": rows}, indent=2))
+        arguments.json.write_text(
+            json.dumps({"shape": SHAPE, "micro_batches": MICRO_BATCHES, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

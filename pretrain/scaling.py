@@ -19,7 +19,10 @@ Payload of collectives a rank and step, with k micro-batches; each element that 
     stage 0   all-reduce 4 P
     stage 1   reduce 4 P, all-gather 4 P
     stage 2   reduce 4 P k, all-gather 4 P
-    stage 3   reduce 4 P k, all-gather 8 P k (before the forward and before the backward pass)
+    stage 3   reduce 4 P k, all-gather 4 (P - whole) k + 4 whole
+
+With its default limits (1e9 values live, reused within 1e9) DeepSpeed keeps what stage 3 gathered for the forward pass
+until the backward pass has used it: a BERT is gathered once a micro-batch, and its weights are whole for that while.
 
 On the wire a ring sends 2 (N - 1) / N of an all-reduce's payload, (N - 1) / N of a reduction's or a gather's.
 ``benchmarks/bench_scaling.py`` counts tensors and collectives of real runs and holds them against these forms.
@@ -80,14 +83,13 @@ class Payload:
         return share * (2 * self.all_reduce + self.reduce + self.all_gather)
 
 
-def payload(num_parameters: int, stage: int, num_micro_batches: int) -> Payload:
+def payload(num_parameters: int, stage: int, num_micro_batches: int, *, whole: int = 0) -> Payload:
     """Collectives of a step; table above."""
-    everything = float(FLOAT * num_parameters)
-    reductions = num_micro_batches if stage >= 2 else 1
-    gathers = 2 * num_micro_batches if stage == 3 else 1
+    everything, kept = float(FLOAT * num_parameters), float(FLOAT * whole)
     if stage == 0:
         return Payload(everything, 0.0, 0.0)
-    return Payload(0.0, everything * reductions, everything * gathers)
+    gathered = (everything - kept) * num_micro_batches + kept if stage == 3 else everything
+    return Payload(0.0, everything * (num_micro_batches if stage >= 2 else 1), gathered)
 
 
 @dataclass(frozen=True)
