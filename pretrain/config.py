@@ -243,15 +243,6 @@ class PretrainConfig(FrozenConfig):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _lamb_has_whole_tensors(self) -> Self:
-        if self.optimizer.name == "lamb" and self.zero_stage:
-            raise ValueError(
-                f"optimizer.name lamb with zero_stage {self.zero_stage}: LAMB scales an update by the norm of a whole "
-                "tensor, and ZeRO gives the optimizer pieces of them; use zero_stage=0 or optimizer.name=adamw"
-            )
-        return self
-
     def resolved_phases(self) -> tuple["ResolvedPhase", ...]:
         """The run's phases with everything filled in; a run without phases is one."""
         return tuple(
