@@ -28,6 +28,11 @@ class Shape:
     type_vocab_size: int = 2
 
 
+def shape_of(config: Any) -> Shape:
+    """The shape of a model config with HF's field names."""
+    return Shape(**{name: getattr(config, name) for name in vars(Shape())})
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number with the convention behind it."""

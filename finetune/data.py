@@ -27,6 +27,7 @@ class TaskData:
         epochs: where the recipe says nothing.
         glue: the GLUE task it is, or None for one's own.
         caveats: why its scores are not GLUE's, a sentence each; empty when they are, and for one's own data.
+        test_caveats: why its answers to test sets are not.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TaskData:
     test: Mapping[str, Examples] = dataclasses.field(default_factory=dict)
     glue: GlueTask | None = None
     caveats: tuple[str, ...] = ()
+    test_caveats: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:

@@ -27,11 +27,11 @@ def read_glue_tasks(tasks: list[GlueTask], folder: Path) -> list[TaskData]:
 
 
 def _read_task(task: GlueTask, folder: Path) -> TaskData:
-    caveats: list[str] = []
+    caveats: dict[bool, list[str]] = {True: [], False: []}  # of labelled files, of test files
 
     def read(part: Part, path: Path, *, labelled: bool) -> TextExamples:
         examples = _read_file(task, path, labelled=labelled)
-        caveats.extend(size_caveat(task, part, len(examples)))
+        caveats[labelled].extend(size_caveat(task, part, len(examples)))
         return examples
 
     train = read(task.train, folder / task.train.files[0], labelled=True)
@@ -42,7 +42,8 @@ def _read_task(task: GlueTask, folder: Path) -> TaskData:
         if path is not None:
             test[part.submission] = read(part, path, labelled=False)
     head = SequenceHead(task.labels, task.metrics)
-    return TaskData(task.name, task.title, head, train, evaluation, task.epochs, test, task, tuple(caveats))
+    found = (tuple(caveats[True]), tuple(caveats[False]))
+    return TaskData(task.name, task.title, head, train, evaluation, task.epochs, test, task, *found)
 
 
 def _read_file(task: GlueTask, path: Path, *, labelled: bool) -> TextExamples:

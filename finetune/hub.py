@@ -22,7 +22,7 @@ def fetch_glue_tasks(tasks: list[GlueTask]) -> list[TaskData]:
 
 def _fetch_task(task: GlueTask) -> TaskData:
     loaded: dict[str, Any] = {}
-    caveats: list[str] = []
+    caveats: dict[bool, list[str]] = {True: [], False: []}  # of labelled files, of test files
 
     def read(part: Part, *, labelled: bool) -> TextExamples:
         config, _, split = part.split.rpartition(":")
@@ -33,14 +33,15 @@ def _fetch_task(task: GlueTask) -> TaskData:
         if split not in loaded[config]:
             raise UserError(f"{origin} is not on the hub; splits: {', '.join(loaded[config])}; pass --glue-dir")
         examples = _examples(task, loaded[config][split], origin, labelled=labelled)
-        caveats.extend(size_caveat(task, part, len(examples)))
+        caveats[labelled].extend(size_caveat(task, part, len(examples)))
         return examples
 
     train = read(task.train, labelled=True)
     evaluation = {part.name: read(part, labelled=True) for part in task.dev}
     test = {part.submission: read(part, labelled=False) for part in task.test}
     head = SequenceHead(task.labels, task.metrics)
-    return TaskData(task.name, task.title, head, train, evaluation, task.epochs, test, task, tuple(caveats))
+    found = (tuple(caveats[True]), tuple(caveats[False]))
+    return TaskData(task.name, task.title, head, train, evaluation, task.epochs, test, task, *found)
 
 
 def _load(config: str) -> Any:

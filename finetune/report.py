@@ -40,6 +40,9 @@ def results_markdown(summary: dict[str, Any]) -> str:
     caveats = [caveat for task in tasks for caveat in task["caveats"]]
     if caveats:
         lines += ["", f"{_NOT_GLUE} Not a GLUE score: {'; '.join(caveats)}."]
+    test_caveats = [caveat for task in tasks for caveat in task["test_caveats"]]
+    if test_caveats:
+        lines += ["", f"Answers that GLUE's server would not take: {'; '.join(test_caveats)}."]
     if "submission" in summary:
         missing = summary["submission"]["missing"]
         lines += ["", f"Answers to the test sets: {', '.join(f'`{file}`' for file in summary['submission']['files'])}."]
@@ -83,7 +86,9 @@ def plot_scores(summary: dict[str, Any], path: Path) -> None:
             axes.plot([100 * constant] * 2, [place - 0.4, place + 0.4], color="#a33", linewidth=2)
     axes.set_yticks(range(len(rows)), [row[0] + (" *" if row[1]["caveats"] else "") for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("score × 100; point: a seed, bar: their mean, line: constant answer, *: not GLUE's files")
+    axes.set_xlabel(
+        "score × 100\npoint: a seed; bar: their mean; line: constant answer; *: not a GLUE score", fontsize=8
+    )
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
     pyplot.close(figure)
 
@@ -98,11 +103,11 @@ def model_card(result: dict[str, Any], task: TaskData) -> str:
     caveats = "".join(f"\nNot a GLUE score: {caveat}.\n" for caveat in task.caveats)
     kind, use = (
         ("A packed 1-bit task model", 'Ask it with `bitbert-predict THIS_FOLDER "text" ["second text"]`.')
-        if task.head.is_packable
+        if result["packed"]
         else (
             "A task model with latent weights",
-            f"Load it with `{task.head.model_class.__name__}.from_pretrained(THIS_FOLDER)`; the packed format has no "
-            "such head yet.",
+            f"Load it with `{task.head.model_class.__name__}.from_pretrained(THIS_FOLDER)`; the packed format does "
+            "not know this kind of model.",
         )
     )
     selection = {

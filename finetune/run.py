@@ -7,6 +7,7 @@ from bitbert.distributed import log
 from bitbert.errors import UserError, did_you_mean
 from bitbert.files import publish_folder, read_json, write_json_atomically, write_text_atomically
 from bitbert.model.export import pack_model
+from bitbert.model.methods import check_packable
 from bitbert.model.verify import verify_packed
 from bitbert.packed import save_packed
 from bitbert.tracking import Tracker, flatten
@@ -80,7 +81,7 @@ def finetune(
     """Finetune every seed of one task, skip those that are done, and return the scores over seeds.
 
     Each seed leaves ``output/seed-N``: result.json, metrics.jsonl, answers to test sets, and the model: ``packed``, or
-    ``model`` (full precision) where the packed format does not know the head.
+    ``model`` (latent weights) where the packed format does not know it.
 
     Raises:
         UserError: ``output`` holds results of another finetuning.
@@ -110,6 +111,7 @@ def finetune(
     return identity | {
         "title": task.title,
         "caveats": caveats,
+        "test_caveats": list(task.test_caveats),
         "num_rows": {"train": len(task.train)} | {name: len(examples) for name, examples in task.evaluation.items()},
         "selection": config.selection,
         "selection_meaning": SELECTIONS[config.selection],
@@ -165,8 +167,8 @@ def _run_seed(
             _answer(trained, task, examples, config, source, folder / f"{name}.tsv")
         _save_model(trained, task, source, config, folder, result)
         tracker.log(trained.step, flatten(result["scores"], "selected."))
-    except BaseException:
-        tracker.close("FAILED")
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.close()
     write_json_atomically(folder / "result.json", result)  # last: its presence says that the seed is done
@@ -185,7 +187,8 @@ def _answer(
 def _save_model(
     trained: Trained, task: TaskData, source: Source, config: FinetuneConfig, folder: Path, result: dict[str, Any]
 ) -> None:
-    if task.head.is_packable:
+    result["packed"] = _is_packable(trained, task)
+    if result["packed"]:
         packed = pack_model(trained.model, source.tokenizer, max_length=config.max_length)
         result["max_abs_difference"] = verify_packed(packed, trained.model)
         save_packed(folder / "packed", packed, model_card(result, task), replace=True)
@@ -194,6 +197,17 @@ def _save_model(
         trained.model.save_pretrained(temporary)
         source.tokenizer.save(temporary)
         write_text_atomically(temporary / "README.md", model_card(result, task))
+
+
+def _is_packable(trained: Trained, task: TaskData) -> bool:
+    if not task.head.is_packable:
+        return False
+    try:
+        check_packable(trained.model.config)
+    except UserError as error:  # a method with more than 1 bit: its finetuning is worth keeping all the same
+        log(f"{task.title}: {error}")
+        return False
+    return True
 
 
 def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

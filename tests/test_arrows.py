@@ -15,7 +15,7 @@ RUNTIME_MAY_IMPORT = ("bitbert.runtime", "bitbert.packed", "bitbert.tokenizer", 
 DOORS_OF_HEAVY_PACKAGES = {
     "deepspeed": {"pretrain/engine.py", "pretrain/checkpoint.py"},
     "datasets": {"data_prep/sources.py", "finetune/hub.py", "pretrain/data.py"},
-    "mlflow": {"bitbert/tracking.py"},
+    "mlflow": {"bitbert/mlflow_mirror.py"},
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbert.model.linear import BinaryEmbedding, BinaryLinear
+from bitbert.model.weights import WEIGHT_BINARIZERS
 
 MIN_MAGNITUDE = 1e-3
 """Of the scale; keeps weights clear of the rounding of the mean that their signs are taken against."""
@@ -19,19 +20,22 @@ def spread_latent_weights(model: nn.Module, seed: int) -> None:
 
         W_i = sign_i c |z_i|,  z_i ~ N(0, 1) drawn from ``seed``,
 
-    with c such that mean|W| = s in every row that has a scale of its own (else in the matrix) and sum W = 0, so that
-    e = 0 and the binarized weights stay what they are. A row (or matrix) of one sign only is left as it is.
+    with c such that mean|W| = s and sum W = 0 in every row: then every binarizer's centre is 0, of the row or of the
+    matrix, and the binarized weights stay what they are. A row of one sign only is left as it is, and a matrix whose
+    signs such rows would change.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, BinaryLinear | BinaryEmbedding):
-            by_row = isinstance(module, BinaryEmbedding) or module.weight_scale == "channel"
-            groups = module.weight if by_row else module.weight.reshape(1, -1)
-            module.weight.copy_(_spread(groups, generator).reshape(module.weight.shape))
+            center = WEIGHT_BINARIZERS[getattr(module, "weight_binarizer", "mean_centered")].center
+            assert center is not None  # packed weights have two levels
+            spread = _spread(module.weight, generator)
+            if torch.equal(spread >= center(spread), module.weight >= center(module.weight)):
+                module.weight.copy_(spread)
 
 
 def _spread(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """(groups, n) of ±s -> the same signs, half-normal magnitudes, per group mean|W| = s and mean W = 0."""
+    """(rows, n) of ±s -> the same signs, half-normal magnitudes, per row mean|W| = s and mean W = 0."""
     scale = weight.abs().mean(dim=1, keepdim=True)
     magnitude = torch.randn(weight.shape, generator=generator).abs_().clamp_(min=MIN_MAGNITUDE)
     negative = weight < 0

@@ -129,9 +129,10 @@ class BitBertModel(BitBertPreTrainedModel):
         bias = None
         if attention_mask is not None:
             bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
+        with_attentions = _flag(output_attentions, self.config.output_attentions)
         hidden_states, attentions = [hidden], []
         for layer in self.layers:
-            hidden, attention = layer(hidden, bias)
+            hidden, attention = layer(hidden, bias, output_attentions=with_attentions)
             hidden_states.append(hidden)
             attentions.append(attention)
         output = BaseModelOutputWithPooling(
@@ -140,7 +141,7 @@ class BitBertModel(BitBertPreTrainedModel):
             hidden_states=tuple(hidden_states)
             if _flag(output_hidden_states, self.config.output_hidden_states)
             else None,
-            attentions=tuple(attentions) if _flag(output_attentions, self.config.output_attentions) else None,
+            attentions=tuple(attentions) if with_attentions else None,
         )
         return output if _flag(return_dict, self.config.return_dict) else output.to_tuple()
 

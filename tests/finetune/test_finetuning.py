@@ -181,6 +181,18 @@ def test_full_precision_source_needs_a_method_and_is_calibrated(
     assert load_packed(tmp_path / "seed-0" / "packed").config.method == "baseline"
 
 
+def test_a_method_that_cannot_be_packed_keeps_its_latent_weights(
+    pair_task: TaskData, tiny_tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model("ternarybert", vocab_size=tiny_tokenizer.vocab_size)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save(tmp_path / "model")
+    run(tmp_path / "model", pair_task, tmp_path / "out", epochs=1)
+    assert "cannot be packed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "seed-0" / "packed").exists()
+    assert "latent weights" in (tmp_path / "out" / "seed-0" / "model" / "README.md").read_text()
+
+
 def test_regression(saved_model: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,score\nthe king reads,1\nthe queen reads,2\nthe old river reads,3\n")
     summary = run(saved_model, read_own_task(path, path), tmp_path / "out")

@@ -82,7 +82,8 @@ def test_tiny_glue_has_every_set(tiny_glue: Path) -> None:
     assert [name for task in tasks for name in task.test] == [
         *("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "AX", "QNLI", "RTE", "WNLI")
     ]
-    assert all(task.caveats for task in tasks)  # none is the official file
+    assert all(len(task.caveats) == 1 + len(task.evaluation) for task in tasks)  # none is the official file
+    assert all(len(task.test_caveats) == len(task.test) for task in tasks)
 
 
 def write_rte(folder: Path, train: str, dev: str = "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n") -> Path:
