@@ -15,7 +15,10 @@ from bitbert.model.methods import CodedEmbedding, CodedLinear
 from bitbert.model.weights import WEIGHT_BINARIZERS, ternary_codes
 from tests.conftest import tiny_model
 
-torch.manual_seed(0)
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
 
 
 def classifier(method: str, vocab_size: int, **fields: object) -> BitBertForSequenceClassification:
