@@ -177,7 +177,8 @@ class PretrainConfig(FrozenConfig):
         int, Field(ge=0, description="steps between comparisons of the ranks' parameters; 0 = only before checkpoints")
     ] = 1000
     rank_timeout_s: Annotated[
-        float, Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step or save")
+        float,
+        Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step, evaluation or save"),
     ] = 600.0
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"

@@ -9,8 +9,7 @@ from bitbert.model import BitBertForPreTraining
 from .config import PretrainConfig
 from .engine import accumulation_steps
 from .run import check_run
-
-_BYTES_TRAINED = 16  # float32 weight, gradient and AdamW's two moments
+from .zero import bytes_a_parameter
 
 
 def describe_run(config: PretrainConfig) -> str:
@@ -31,6 +30,7 @@ def describe_run(config: PretrainConfig) -> str:
     figures = table(
         shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method)
     )
+    held = trained * bytes_a_parameter(config.zero_stage, topology.world_size)
     lines = [
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
         "",
@@ -43,7 +43,7 @@ def describe_run(config: PretrainConfig) -> str:
         f"run                   {config.steps:,} steps, {sequences:,} sequences, "
         f"{sequences / manifest['rows']:.2f} epochs, "
         f"{sequences * manifest['tokens'] / manifest['rows']:,.0f} tokens",
-        f"memory a rank         {trained * _BYTES_TRAINED / MIB:,.0f} MiB weights, gradients, moments; "
+        f"memory a rank         {held / MIB:,.0f} MiB weights, gradients, moments; "
         f"{frozen * 4 / MIB:,.0f} MiB teacher; activations not counted",
         f"checkpoint            {trained * 12 / MIB:,.0f} MiB each, {config.keep_checkpoints} kept",
         "",

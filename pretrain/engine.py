@@ -41,10 +41,13 @@ def start(topology: Topology, device: str, timeout_s: float) -> torch.device:
     if accelerator.device_name() != "cpu":
         accelerator.set_device(topology.local_rank)
     backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
-    deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s))
+    deepspeed.init_distributed(
+        backend, verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s + _GRACE_S)
+    )
     return torch.device(accelerator.current_device_name())
 
 
+_GRACE_S = 30  # the watchdog's sentence comes before what the communication library has to say
 _BUCKET_ELEMENTS = 50_000_000  # ZeRO allocates a bucket at each backward pass: 200 MB instead of its default 2 GB
 
 

@@ -49,6 +49,7 @@ def pretrain(config: PretrainConfig) -> Path:
         PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
         LostRankError: another rank is gone.
     """
+    preemption = Preemption()  # first: a signal while the run is being set up is not lost
     topology = detect_topology()
     for phase in config.resolved_phases():
         accumulation_steps(phase, topology)
@@ -56,7 +57,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if topology.is_main:
         claim_folder(config)
     with lost_ranks_named(topology):
-        trainer = Trainer(run, topology)
+        trainer = Trainer(run, topology, preemption)
         trainer.train()
     engine_module.stop()
     return run.folder
@@ -65,7 +66,8 @@ def pretrain(config: PretrainConfig) -> Path:
 class Trainer:
     """One rank of a run."""
 
-    def __init__(self, run: Run, topology: Topology) -> None:
+    def __init__(self, run: Run, topology: Topology, preemption: Preemption) -> None:
+        self.preemption = preemption
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
         self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
@@ -85,7 +87,6 @@ class Trainer:
         self.keeper.restore_moments(self.engine.tensors)
         self.monitor = BinaryMonitor(self.student)
         self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
-        self.preemption = Preemption()
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,

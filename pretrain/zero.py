@@ -68,7 +68,8 @@ class TrainingTensors:
         """What the optimizer keeps of each parameter, named ``kind|parameter``; nothing before its first update."""
         specs = []
         for name, parameter in self._parameters.items():
-            for kind, value in self._optimizer.state.get(self._pieces[name].holder, {}).items():
+            # In the order of their names: a resumed optimizer has them in another than a fresh one.
+            for kind, value in sorted(self._optimizer.state.get(self._pieces[name].holder, {}).items()):
                 shape = () if value.dim() == 0 else whole_shape(parameter)
                 specs.append(TensorSpec(f"{kind}|{name}", value.dtype, shape))
         return specs
@@ -195,6 +196,17 @@ class TrainingTensors:
             return Piece(holder, 0, 0, 0)
         theirs, ours = mapping.hp_fragment_address, mapping.lp_fragment_address
         return Piece(holder, theirs.start, ours.start, theirs.numel)
+
+
+def bytes_a_parameter(stage: int, world_size: int) -> float:
+    """Bytes of weight, gradient and AdamW's moments that a rank holds for each parameter of the model, in float32.
+
+    4 + 4 + 8 where everything is replicated. Beyond stage 0 DeepSpeed keeps its partition of the weights a second time;
+    its buckets (200 MB) and, under stage 3, the layers gathered at the moment come on top.
+    """
+    shared = 4 / world_size
+    weight, gradient = (4 if stage < 3 else shared), (4 if stage < 2 else shared)
+    return 16 if stage == 0 else weight + gradient + shared + 2 * shared
 
 
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
