@@ -96,7 +96,7 @@ def load_library() -> ctypes.CDLL | None:
         ("bitbert_run", c_int, (c_void_p, POINTER(_Batch), POINTER(_Outputs))),
         ("bitbert_time_products", c_double, (c_void_p, c_size_t)),
         ("bitbert_matrix_create", c_void_p, (c_void_p, c_size_t, c_size_t, c_size_t, c_char_p)),
-        ("bitbert_matrix_multiply", None, (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
+        ("bitbert_matrix_multiply", c_int, (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
         ("bitbert_matrix_free", None, (c_void_p,)),
         ("bitbert_peak", c_double, (c_char_p,)),
     ):
@@ -155,7 +155,8 @@ class Matrix:
         if left.shape[1] != self._words.shape[1]:
             raise UserError(f"left rows have {left.shape[1]} words, wanted {self._words.shape[1]} as in the matrix")
         out = np.empty((len(left), self.num_rows), dtype=np.int32)
-        self._library.bitbert_matrix_multiply(self._handle, _address(left), len(left), int(mask), _address(out))
+        if self._library.bitbert_matrix_multiply(self._handle, _address(left), len(left), int(mask), _address(out)):
+            raise _failure(self._library)
         return out
 
     def __del__(self) -> None:
