@@ -4,9 +4,9 @@
 
 Weights are random, of the real shape; the logits are compared with torch's in the same run. Every system is timed
 in turn, round after round; medians are printed, and ratios of medians. `peak` is what xor + popcount + add reach on
-registers alone, whatever the products run on; `own_peak` is that of the instruction set in use, tiles included. With one thread a call is timed by the CPU
-time it takes, which is its time on a core of its own even where other processes want the core too; the times by
-the clock are printed beside it. With more threads there is only the clock.
+registers alone, whatever the products run on; `own_peak` is that of the instruction set in use, tiles included.
+With one thread a call is timed by the CPU time it takes, which is its time on a core of its own even where other
+processes want the core too; the times by the clock are printed beside it. With more threads there is only the clock.
 Needs the extra `bench`.
 """
 
