@@ -106,7 +106,7 @@ typedef struct {
      * where there is nothing better than counting panel by panel. */
     void (*multiply)(const bb_product *product, bb_consume *consume, void *context);
     size_t multiply_from;
-    /* xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done. */
+    /* xor + popcount + add, or tile products, on registers alone, `rounds` times; returns the multiply-accumulates done. */
     double (*spin)(size_t rounds);
     /* bits[row * stride] = 32 thresholded counts. */
     void (*threshold)(const uint32_t *counts, size_t num_rows, bb_thresholds limits, uint32_t *bits, size_t stride);
