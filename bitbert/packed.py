@@ -34,7 +34,7 @@ SUMS_FILE = "SHA256SUMS"
 _LAYERS = "bitbert.layers."
 _LAYER_NAME = re.compile(r"bitbert\.layers\.(?P<index>\d+)\.(?P<kind>.+)")
 _TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
-_CHOICES = {
+CHOICES = {
     "weight_scale": ("tensor", "channel"),
     "attention": ("softmax", "bi", "bi_strict"),
     "residual_estimators": ("shared", "per_head"),
@@ -43,7 +43,8 @@ _CHOICES = {
     "pooler": ("plain", "residual_norm"),
     "head": ("none", "nsp", "classification", "regression"),
 }
-_SIZES = (
+"""What config.json may say; the native library's codes count in this order."""
+SIZES = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -51,8 +52,8 @@ _SIZES = (
     "intermediate_size",
     "max_position_embeddings",
     "type_vocab_size",
-    "max_length",
 )
+"""What gives a model its shape, by HF's names."""
 
 
 @dataclass(frozen=True)
@@ -314,11 +315,11 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
             f"{origin}: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}; "
             f"the file is not of version {FORMAT_VERSION}"
         )
-    for name in (*_SIZES, "residual_rank"):
+    for name in (*SIZES, "max_length", "residual_rank"):
         lowest = 0 if name == "residual_rank" else 1
         if type(data[name]) is not int or not lowest <= data[name] < 2**31:
             raise UserError(f"{origin}: {name} is {data[name]!r}, wanted an integer of at least {lowest}")
-    for name, choices in _CHOICES.items():
+    for name, choices in CHOICES.items():
         if data[name] not in choices:
             raise UserError(f"{origin}: {name} is {data[name]!r}, wanted one of {', '.join(choices)}")
     if data["hidden_size"] % data["num_attention_heads"]:
