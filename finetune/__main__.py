@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bitbert.config import check_config, load_config, parse_overrides
+from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import UserError, run_door
 
 from .config import FinetuneConfig
@@ -47,6 +47,10 @@ def finetune(
         typer.Option(help="Preset that binarizes a full-precision MODEL: the task-specific baseline."),
     ] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with the recipe; BiPFT's by default.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check recipe, task and data, print the recipe, and stop; MODEL may be missing."),
+    ] = False,
 ) -> None:
     """Finetune a binary BERT on a GLUE task or on your own CSV, without a teacher; ends in a packed task model.
 
@@ -72,6 +76,9 @@ def finetune(
     else:
         raise UserError("give either --task with --glue-dir, or both --train and --eval")
     seed_list = _parse_seeds(seeds)
+    if check:
+        typer.echo(config_yaml(recipe), nl=False)
+        return
     from .source import open_source
     from .train import finetune as run_finetuning
 

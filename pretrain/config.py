@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
+from bitbert.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -102,3 +103,18 @@ class PretrainConfig(FrozenConfig):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} is above steps {self.steps}; lower it"
             )
         return self
+
+    def accumulation_steps(self, num_ranks: int) -> int:
+        """Micro-batches a rank and step.
+
+        Raises:
+            UserError: the global batch does not divide over the ranks.
+        """
+        per_pass = self.micro_batch_size * num_ranks
+        if self.global_batch_size % per_pass:
+            raise UserError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size} x {num_ranks} ranks = {per_pass}; "
+                "change micro_batch_size or the number of ranks"
+            )
+        return self.global_batch_size // per_pass

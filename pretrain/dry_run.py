@@ -1,13 +1,11 @@
 """--dry-run: what a run would do, checked and counted on a login node without starting it."""
 
-import yaml
-
 from bitbert.accounting import MIB, Shape, format_table, packed_config, table
+from bitbert.config import config_yaml
 from bitbert.distributed import detect_topology
 from bitbert.model import BitBertForPreTraining
 
 from .config import PretrainConfig
-from .engine import accumulation_steps
 from .run import check_run
 
 _BYTES_TRAINED = 16  # float32 weight, gradient and AdamW's two moments
@@ -20,7 +18,7 @@ def describe_run(config: PretrainConfig) -> str:
         UserError: whatever would stop the run before its first step.
     """
     topology = detect_topology()
-    accumulation = accumulation_steps(config, topology)
+    accumulation = config.accumulation_steps(topology.world_size)
     run = check_run(config)
     manifest = run.train.reader.manifest
     student = BitBertForPreTraining(run.student_config)
@@ -32,7 +30,7 @@ def describe_run(config: PretrainConfig) -> str:
         shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method)
     )
     lines = [
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
+        config_yaml(config).rstrip(),
         "",
         f"ranks                 {topology.world_size}, {accumulation} micro-batches of {config.micro_batch_size} a "
         "rank and step",

@@ -122,28 +122,12 @@ def stop() -> None:
     comm.destroy_process_group()
 
 
-def accumulation_steps(config: PretrainConfig, topology: Topology) -> int:
-    """Micro-batches a rank and step.
-
-    Raises:
-        UserError: the global batch does not divide over the ranks.
-    """
-    per_pass = config.micro_batch_size * topology.world_size
-    if config.global_batch_size % per_pass:
-        raise UserError(
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
-            f"{config.micro_batch_size} x {topology.world_size} ranks = {per_pass}; "
-            "change micro_batch_size or the number of ranks"
-        )
-    return config.global_batch_size // per_pass
-
-
 def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from ours; settings whose defaults changed between versions are explicit."""
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(config, topology),
+        "gradient_accumulation_steps": config.accumulation_steps(topology.world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": 0},
         "steps_per_print": 10**9,

@@ -18,22 +18,21 @@ from . import engine as engine_module
 from .checkpoint import load_checkpoint, newest_checkpoint, remove_unfinished, save_checkpoint
 from .config import PretrainConfig
 from .data import Batch
-from .engine import Engine, NonFiniteLossError, accumulation_steps
+from .engine import Engine, NonFiniteLossError
 from .evaluate import evaluate
 from .monitor import BinaryMonitor
 from .objective import GlobalCounts, pretraining_terms, weighted_sum
 from .optim import build_optimizer
 from .preempt import PreemptedError, Preemption
 from .run import (
-    CHECKPOINTS,
     Run,
     build_calibrated_student,
     check_run,
-    claim_folder,
     data_identity,
     save_final_model,
     share_student,
 )
+from .run_folder import CHECKPOINTS, STOP_FILE, claim_folder
 from .schedule import linear_schedule
 
 
@@ -46,7 +45,7 @@ def pretrain(config: PretrainConfig) -> Path:
         PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
     """
     topology = detect_topology()
-    accumulation_steps(config, topology)
+    config.accumulation_steps(topology.world_size)
     run = check_run(config)
     if topology.is_main:
         claim_folder(config)
@@ -70,7 +69,7 @@ class Trainer:
         self.resumed_at = self.step or None
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
         self.monitor = BinaryMonitor(self.student)
-        self.preemption = Preemption()
+        self.preemption = Preemption(run.folder / STOP_FILE if topology.is_main else None)
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,
@@ -170,7 +169,8 @@ class Trainer:
         if requested:
             if self.step:
                 self._save()
-            raise PreemptedError(f"stopped by a signal after step {self.step}; start the same command again to go on")
+            self.preemption.acknowledge()
+            raise PreemptedError(f"stopped as asked after step {self.step}; start the same command again to go on")
         return GlobalCounts(masked, tokens, rows=float(self.config.global_batch_size))
 
     def _refuse_non_finite(self, losses: dict[str, float]) -> None:

@@ -1,14 +1,11 @@
 """What a run is made of, built and checked before the first step; and what it leaves behind."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from bitbert.config import dump_config
 from bitbert.distributed import Topology, log
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
@@ -21,21 +18,11 @@ from bitbert.tracking import check_mlflow_uri
 from .config import PretrainConfig
 from .data import BatchMaker
 from .engine import broadcast_parameters
+from .run_folder import FINAL
 from .student import build_student, load_step_sizes, save_step_sizes, student_config
 from .teacher import Teacher, load_teacher
 
-FINAL = "final"
-CHECKPOINTS = "checkpoints"
 TRAINING_FILE = "training.json"
-_MAY_CHANGE = (
-    "tracking",
-    "keep_checkpoints",
-    "checkpoint_every",
-    "eval_every",
-    "eval_rows",
-    "micro_batch_size",
-    "device",
-)
 
 
 @dataclass(frozen=True)
@@ -106,30 +93,6 @@ def share_student(student: BitBertForPreTraining, topology: Topology, device: to
     torch.nn.Module.to(student, device).train()
     broadcast_parameters(student, topology)
     return student
-
-
-def claim_folder(config: PretrainConfig) -> None:
-    """Write the resolved config into the run folder, or check that the folder belongs to this config.
-
-    Raises:
-        UserError: the folder holds a run with another config.
-    """
-    path = Path(config.output) / "config.yaml"
-    if path.exists():
-        recorded, wanted = yaml.safe_load(path.read_text(encoding="utf-8")), config.model_dump(mode="json")
-        changed = [
-            key
-            for key in sorted({*recorded, *wanted})
-            if recorded.get(key) != wanted.get(key) and key not in _MAY_CHANGE
-        ]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"run folder {config.output!r} holds a run with {key}={json.dumps(recorded.get(key))}, "
-                f"this config says {json.dumps(wanted.get(key))}; "
-                "choose another output=..., or remove the folder"
-            )
-    dump_config(config, path)
 
 
 def data_identity(run: Run) -> list[str]:
