@@ -144,7 +144,7 @@ def operations_binary_with_elementwise(shape: Shape, num_tokens: int, *, norm_co
 
 def packed_config(shape: Shape, method_fields: Mapping[str, Any], *, method: str) -> PackedConfig:
     """The packed config of an encoder without head, to count its bytes."""
-    names = ("weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler")
+    names = ("weight_scale", "attention", "residual_rank", "residual_estimators", "hidden_act", "ffn_input", "pooler")
     fields = {name: method_fields[name] for name in names}
     return PackedConfig(
         **vars(shape),
@@ -186,7 +186,9 @@ def main() -> None:
     """Print BERT-base at 128 tokens with BiPFT-B's method."""
     fields = {
         "weight_scale": "tensor",
+        "attention": "softmax",
         "residual_rank": 1,
+        "residual_estimators": "shared",
         "hidden_act": "gelu",
         "ffn_input": "signed",
         "pooler": "residual_norm",

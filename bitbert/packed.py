@@ -20,7 +20,7 @@ from bitbert.files import publish_folder, read_json, sha256_file
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "bitbert-packed"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -29,6 +29,8 @@ SUMS_FILE = "SHA256SUMS"
 _TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CHOICES = {
     "weight_scale": ("tensor", "channel"),
+    "attention": ("softmax", "bi", "bi_strict"),
+    "residual_estimators": ("shared", "per_head"),
     "hidden_act": ("gelu", "relu"),
     "ffn_input": ("signed", "unsigned"),
     "pooler": ("plain", "residual_norm"),
@@ -60,7 +62,9 @@ class PackedConfig:
     layer_norm_eps: float
     method: str
     weight_scale: str
+    attention: str
     residual_rank: int
+    residual_estimators: str
     hidden_act: str
     ffn_input: str
     pooler: str
@@ -75,6 +79,11 @@ class PackedConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_estimator_sets(self) -> int:
+        """Sets of residual estimators a layer: 1, or one a head."""
+        return self.num_attention_heads if self.residual_estimators == "per_head" else 1
 
     @property
     def num_outputs(self) -> int:
@@ -150,9 +159,9 @@ def tensor_specs(config: PackedConfig) -> dict[str, tuple[str, tuple[int, ...]]]
             add(f"{layer}.attention.{name}_binarizer.alpha", 1)
         if config.residual_rank:
             for name in ("query_residual", "key_residual", "query_binary", "key_binary", "value_residual"):
-                rank = 1 if name == "value_residual" else config.residual_rank
-                add(f"{layer}.attention.estimator.{name}.weight", rank, hidden)
-                add(f"{layer}.attention.estimator.{name}.bias", rank)
+                rows = config.num_estimator_sets * (1 if name == "value_residual" else config.residual_rank)
+                add(f"{layer}.attention.estimator.{name}.weight", rows, hidden)
+                add(f"{layer}.attention.estimator.{name}.bias", rows)
         add_norm(f"{layer}.attention_norm")
         add_norm(f"{layer}.output_norm")
     if config.pooler == "residual_norm":
@@ -273,6 +282,11 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
         raise UserError(
             f"{origin}: hidden_size {data['hidden_size']} is not a multiple of num_attention_heads "
             f"{data['num_attention_heads']}"
+        )
+    if data["residual_rank"] and data["attention"] != "softmax":
+        raise UserError(
+            f"{origin}: residual_rank is {data['residual_rank']} with attention {data['attention']!r}, wanted 0; "
+            "Bi-Attention has no estimators"
         )
     if data["max_length"] > data["max_position_embeddings"]:
         raise UserError(

@@ -56,7 +56,8 @@ def pretrain(
     """
     resolved = load_config(PretrainConfig, config, overrides)
     if check:
-        resolved.accumulation_steps(ranks)
+        for phase in resolved.resolved_phases():
+            phase.accumulation_steps(ranks)
         refuse_other_run(resolved)
         typer.echo(config_yaml(resolved), nl=False)
         return

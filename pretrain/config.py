@@ -1,11 +1,13 @@
 """The config of one pretraining run."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
 from bitbert.errors import UserError
+
+RELATIONS = ("query", "key", "value")
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -47,18 +49,63 @@ class LossSection(FrozenConfig):
         float, Field(ge=0, description="soft cross-entropy with the teacher's MLM logits at masked positions")
     ] = 0.0
     temperature: Annotated[float, Field(gt=0, description="of the MLM-logit distillation")] = 1.0
+    query_relation: Annotated[float, Field(ge=0, description="KL of the queries' self-relations (MiniLMv2)")] = 0.0
+    key_relation: NonNegative = 0.0
+    value_relation: NonNegative = 0.0
+    relation_layers: Annotated[
+        tuple[int, ...], Field(min_length=1, description="layers of the relation terms; -1 is the last")
+    ] = (-1,)
+    relation_heads: Annotated[int | None, Field(ge=1, description="None: as many as the teacher's heads")] = None
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The projections whose relations have a weight."""
+        return tuple(kind for kind in RELATIONS if getattr(self, f"{kind}_relation"))
 
 
 class OptimizerSection(FrozenConfig):
-    """AdamW with linear warm-up and linear decay to zero."""
+    """AdamW or LAMB, and the learning rate over the steps (pretrain/schedule.py has the formulas)."""
 
+    name: Annotated[Literal["adamw", "lamb"], Field(description="lamb for batches of tens of thousands")] = "adamw"
+    schedule: Literal["linear", "cosine", "warmup-stable-decay"] = "linear"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 5000
+    decay_steps: Annotated[
+        int | None, Field(ge=1, description="of warmup-stable-decay; None = a tenth of the steps")
+    ] = None
+    floor: Annotated[float, Field(ge=0, lt=1, description="what the rate falls to, as a share of its peak")] = 0.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, description="on weight matrices only")] = 0.0
     gradient_clipping: Annotated[float, Field(ge=0, description="global norm; 0 = off, as published")] = 0.0
+
+    @model_validator(mode="after")
+    def _decay_has_its_schedule(self) -> Self:
+        if self.decay_steps is not None and self.schedule != "warmup-stable-decay":
+            raise ValueError(
+                f"decay_steps {self.decay_steps} belongs to schedule warmup-stable-decay, this one is {self.schedule}; "
+                "remove it or change the schedule"
+            )
+        return self
+
+
+class PhaseSection(FrozenConfig):
+    """A stretch of the run; what it leaves out is the run's own."""
+
+    steps: Positive
+    train: Annotated[str | None, Field(description="shards of this phase, e.g. of longer rows")] = None
+    heldout: str | None = None
+    global_batch_size: Positive | None = None
+    micro_batch_size: Positive | None = None
+    learning_rate: Annotated[
+        float | None, Field(gt=0, description="a peak of its own: the schedule begins anew with this phase")
+    ] = None
+    warmup_steps: Annotated[int | None, Field(ge=0, description="a warm-up of its own: likewise")] = None
+
+    @property
+    def restarts_schedule(self) -> bool:
+        return self.learning_rate is not None or self.warmup_steps is not None
 
 
 class TrackingSection(FrozenConfig):
@@ -80,7 +127,10 @@ class PretrainConfig(FrozenConfig):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     tracking: TrackingSection = TrackingSection()
-    steps: Positive = 500_000
+    phases: Annotated[
+        tuple[PhaseSection, ...], Field(description="one after the other, e.g. rows of 128 and then of 512 tokens")
+    ] = ()
+    steps: Annotated[int, Field(ge=1, description="with phases: their sum, which may be left out")] = 500_000
     global_batch_size: Annotated[int, Field(ge=1, description="sequences a step, over all ranks")] = 512
     micro_batch_size: Annotated[int, Field(ge=1, description="sequences a rank at a time")] = 64
     seed: Annotated[int, Field(ge=0)] = 42
@@ -91,18 +141,83 @@ class PretrainConfig(FrozenConfig):
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_phases(cls, data: Any) -> Any:
+        """``steps`` left out beside phases is their sum; anything wrong with them is reported by their own check."""
+        if isinstance(data, dict) and data.get("phases") and "steps" not in data:
+            try:
+                return {**data, "steps": sum(int(phase["steps"]) for phase in data["phases"])}
+            except (TypeError, KeyError, ValueError):
+                return data
+        return data
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}; change one of them"
-            )
-        if self.optimizer.warmup_steps > self.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} is above steps {self.steps}; lower it"
-            )
+        for phase in self.resolved_phases():
+            if phase.global_batch_size % phase.micro_batch_size:
+                raise ValueError(
+                    f"global_batch_size {phase.global_batch_size} is not a multiple of micro_batch_size "
+                    f"{phase.micro_batch_size}; change one of them"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.phases and self.steps != sum(phase.steps for phase in self.phases):
+            raise ValueError(
+                f"steps {self.steps} is not the sum of the phases' steps, "
+                f"{sum(phase.steps for phase in self.phases)}; leave steps out"
+            )
+        for section in self.rate_sections():
+            if section.warmup_steps > section.steps:
+                raise ValueError(
+                    f"optimizer.warmup_steps {section.warmup_steps} is above steps {section.steps}; lower it"
+                )
+            decay = self.optimizer.decay_steps or 0
+            if section.warmup_steps + decay > section.steps:
+                raise ValueError(
+                    f"optimizer.warmup_steps {section.warmup_steps} and decay_steps {decay} are more than steps "
+                    f"{section.steps}; lower one"
+                )
+        return self
+
+    def resolved_phases(self) -> tuple["ResolvedPhase", ...]:
+        """The run's phases with everything filled in; a run without phases is one."""
+        return tuple(
+            ResolvedPhase(
+                phase.steps,
+                phase.train or self.data.train,
+                phase.heldout or self.data.heldout,
+                phase.global_batch_size or self.global_batch_size,
+                phase.micro_batch_size or self.micro_batch_size,
+            )
+            for phase in self.phases or (PhaseSection(steps=self.steps),)
+        )
+
+    def rate_sections(self) -> tuple["RateSection", ...]:
+        """The stretches over which the learning rate is one schedule, in order."""
+        sections: list[RateSection] = []
+        first = 0
+        for phase in self.phases or (PhaseSection(steps=self.steps),):
+            if sections and not phase.restarts_schedule:
+                sections[-1] = sections[-1]._replace(steps=sections[-1].steps + phase.steps)
+            else:
+                peak = phase.learning_rate or self.optimizer.learning_rate
+                warmup = self.optimizer.warmup_steps if phase.warmup_steps is None else phase.warmup_steps
+                sections.append(RateSection(first, phase.steps, peak, warmup))
+            first += phase.steps
+        return tuple(sections)
+
+
+class ResolvedPhase(NamedTuple):
+    """A phase's steps, shard folders and batch sizes."""
+
+    steps: int
+    train: str
+    heldout: str
+    global_batch_size: int
+    micro_batch_size: int
 
     def accumulation_steps(self, num_ranks: int) -> int:
         """Micro-batches a rank and step.
@@ -118,3 +233,12 @@ class PretrainConfig(FrozenConfig):
                 "change micro_batch_size or the number of ranks"
             )
         return self.global_batch_size // per_pass
+
+
+class RateSection(NamedTuple):
+    """Steps ``first_step`` to ``first_step + steps``, under one learning-rate schedule."""
+
+    first_step: int
+    steps: int
+    learning_rate: float
+    warmup_steps: int

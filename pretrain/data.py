@@ -95,13 +95,13 @@ class BatchMaker:
         return Batch(*(torch.from_numpy(array) for array in arrays))
 
     def step_batches(
-        self, step: int, *, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
+        self, first_sample: int, *, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
     ) -> list[Batch]:
-        """This rank's micro-batches of optimizer step ``step``.
+        """This rank's micro-batches of an optimizer step that begins with sample ``first_sample``.
 
         The step's rows are the same on any number of ranks; ranks take turns in blocks of ``micro_batch_size``.
         """
-        rows = self.sample_rows(step * global_batch_size, global_batch_size)
+        rows = self.sample_rows(first_sample, global_batch_size)
         stride = micro_batch_size * world_size
         starts = range(rank * micro_batch_size, global_batch_size, stride)
         return [self.batch(rows[start : start + micro_batch_size]) for start in starts]

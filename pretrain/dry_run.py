@@ -18,7 +18,7 @@ def describe_run(config: PretrainConfig) -> str:
         UserError: whatever would stop the run before its first step.
     """
     topology = detect_topology()
-    accumulation = config.accumulation_steps(topology.world_size)
+    accumulation = config.resolved_phases()[0].accumulation_steps(topology.world_size)
     run = check_run(config)
     manifest = run.train.reader.manifest
     student = BitBertForPreTraining(run.student_config)

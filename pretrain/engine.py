@@ -77,6 +77,18 @@ class Engine:
         """
         self._engine.backward(loss * (num_micro_batches * self.topology.world_size))
 
+    def use_batch_sizes(self, global_batch_size: int, micro_batch_size: int) -> None:
+        """Accumulate so many sequences from now on; call it between two updates, when a phase begins."""
+        engine = self._engine
+        if (engine.train_batch_size(), engine.train_micro_batch_size_per_gpu()) == (
+            global_batch_size,
+            micro_batch_size,
+        ):
+            return
+        engine.set_train_micro_batch_size(micro_batch_size)
+        engine.set_train_batch_size(global_batch_size)
+        engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
+
     def update(self, learning_rate: float) -> None:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""
         for group in self.optimizer.param_groups:
@@ -124,10 +136,11 @@ def stop() -> None:
 
 def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from ours; settings whose defaults changed between versions are explicit."""
+    phase = config.resolved_phases()[0]
     return {
-        "train_batch_size": config.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.accumulation_steps(topology.world_size),
+        "train_batch_size": phase.global_batch_size,
+        "train_micro_batch_size_per_gpu": phase.micro_batch_size,
+        "gradient_accumulation_steps": phase.accumulation_steps(topology.world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {"stage": 0},
         "steps_per_print": 10**9,

@@ -21,8 +21,9 @@ from .data import Batch
 from .engine import Engine, NonFiniteLossError
 from .evaluate import evaluate
 from .monitor import BinaryMonitor
-from .objective import GlobalCounts, pretraining_terms, weighted_sum
+from .objective import GlobalCounts, Objective, weighted_sum
 from .optim import build_optimizer
+from .phases import learning_rate_at, phase_at
 from .preempt import PreemptedError, Preemption
 from .run import (
     Run,
@@ -33,7 +34,6 @@ from .run import (
     share_student,
 )
 from .run_folder import CHECKPOINTS, STOP_FILE, claim_folder
-from .schedule import linear_schedule
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -45,7 +45,8 @@ def pretrain(config: PretrainConfig) -> Path:
         PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
     """
     topology = detect_topology()
-    config.accumulation_steps(topology.world_size)
+    for phase in config.resolved_phases():
+        phase.accumulation_steps(topology.world_size)
     run = check_run(config)
     if topology.is_main:
         claim_folder(config)
@@ -64,6 +65,7 @@ class Trainer:
         device = engine_module.start(topology, self.config.device)
         self.student = share_student(student, topology, device)
         self.teacher = run.teacher.to(device)
+        self.objective = Objective(self.student, self.teacher, self.config.loss)
         self.optimizer = build_optimizer(self.student, self.config.optimizer)
         self.step, self.evaluation = self._resume()
         self.resumed_at = self.step or None
@@ -115,20 +117,11 @@ class Trainer:
         started = time.perf_counter()
         logging = (self.step + 1) % self.config.tracking.log_every == 0 or self.step + 1 == self.config.steps
         self.monitor.watch(logging)
-        batches = self.run.train.step_batches(
-            self.step,
-            global_batch_size=self.config.global_batch_size,
-            micro_batch_size=self.config.micro_batch_size,
-            rank=self.topology.rank,
-            world_size=self.topology.world_size,
-        )
-        counts = self._agree(batches)
-        learning_rate = linear_schedule(
-            self.step,
-            peak=self.config.optimizer.learning_rate,
-            warmup_steps=self.config.optimizer.warmup_steps,
-            total_steps=self.config.steps,
-        )
+        phase = phase_at(self.run.phases, self.step)
+        self.engine.use_batch_sizes(phase.global_batch_size, phase.micro_batch_size)
+        batches = phase.batches(self.step, self.topology)
+        counts = self._agree(batches, num_rows=phase.global_batch_size)
+        learning_rate = learning_rate_at(self.config, self.step)
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             terms = self._forward_backward(number, batch.to(self.engine.device), counts, len(batches))
@@ -149,12 +142,11 @@ class Trainer:
         # units, and so does a run with another number of ranks.
         place = number * self.topology.world_size + self.topology.rank
         torch.manual_seed(derive_key(self.config.seed, self.step, place) & (2**63 - 1))
-        output = self.engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
-        terms = pretraining_terms(output, self.teacher(batch), batch, counts, self.config.loss)
+        terms = self.objective(self.engine, batch, counts)
         self.engine.backward(weighted_sum(terms, self.config.loss), num_micro_batches=num_micro_batches)
         return terms
 
-    def _agree(self, batches: list[Batch]) -> GlobalCounts:
+    def _agree(self, batches: list[Batch], *, num_rows: int) -> GlobalCounts:
         """What all ranks must know before the step: the counts of the global batch, and whether anyone must stop.
 
         Raises:
@@ -171,7 +163,7 @@ class Trainer:
                 self._save()
             self.preemption.acknowledge()
             raise PreemptedError(f"stopped as asked after step {self.step}; start the same command again to go on")
-        return GlobalCounts(masked, tokens, rows=float(self.config.global_batch_size))
+        return GlobalCounts(masked, tokens, rows=float(num_rows))
 
     def _refuse_non_finite(self, losses: dict[str, float]) -> None:
         """Every rank sees the same sums, so all stop together and none has updated."""
@@ -202,13 +194,14 @@ class Trainer:
         )
 
     def _evaluate(self) -> dict[str, float]:
+        phase = phase_at(self.run.phases, max(0, self.step - 1))  # the one whose update came last
         metrics = evaluate(
             self.engine,
             self.student,
             self.teacher,
-            self.run.heldout,
+            phase.heldout,
             num_rows=self.config.eval_rows,
-            batch_size=self.config.micro_batch_size,
+            batch_size=phase.micro_batch_size,
         )
         self.tracker.log(self.step, metrics)
         self._say(
@@ -221,7 +214,6 @@ class Trainer:
         if self.topology.is_main:
             state = {
                 "step": self.step,
-                "samples": self.step * self.config.global_batch_size,
                 "data": data_identity(self.run),
                 "world_size": self.topology.world_size,
                 "evaluation": self.evaluation,

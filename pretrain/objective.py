@@ -1,6 +1,7 @@
 """The pretraining loss: MLM + NSP on the labels, hidden states and logits from the teacher.
 
     L = w_mlm CE(mlm) + w_nsp CE(nsp) + w_hidden L_hidden + w_nsp_distillation L_nsp + w_mlm_distillation L_mlm
+        + w_query_relation L_Q + w_key_relation L_K + w_value_relation L_V
 
 Published (arXiv 2312.08937): the first four terms with weight 1. Each term is a sum over this micro-batch divided
 by the count of the whole global batch, so the loss does not depend on how the batch is laid over ranks.
@@ -12,11 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import LossSection
-from .data import Batch
-from .teacher import TeacherOutput
+from bitbert.model.taps import ProjectionTap
 
-TERMS = ("mlm", "nsp", "hidden", "nsp_distillation", "mlm_distillation")
+from .config import RELATIONS, LossSection
+from .data import Batch
+from .relations import relation_terms
+from .teacher import Teacher, TeacherOutput
+
+TERMS = (
+    "mlm",
+    "nsp",
+    "hidden",
+    "nsp_distillation",
+    "mlm_distillation",
+    *(f"{kind}_relation" for kind in RELATIONS),
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,39 @@ class GlobalCounts:
     rows: float
 
 
+class Objective:
+    """Student and teacher on one micro-batch, and all terms of the loss between them.
+
+    Args:
+        student: the module whose projections the relation terms read; ``engine`` runs it.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Teacher, config: LossSection) -> None:
+        self.teacher, self.config = teacher, config
+        self._tap = ProjectionTap(student, config.relation_layers if config.relations else ())
+
+    def __call__(self, engine: Any, batch: Batch, counts: GlobalCounts) -> dict[str, Tensor]:
+        """Run ``engine`` (the student, alone or wrapped) and the teacher; this micro-batch's share of each term."""
+        with self._tap:
+            output = engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
+        target = self.teacher(batch)
+        terms = pretraining_terms(output, target, batch, counts, self.config)
+        if self.config.relations:
+            terms |= relation_terms(
+                self._tap.take(),
+                target.projections,
+                batch.attention_mask,
+                num_heads=self.config.relation_heads or self.teacher.config.num_attention_heads,
+                num_tokens=counts.tokens,
+                kinds=self.config.relations,
+            )
+        return terms
+
+
 def pretraining_terms(
     student: Any, teacher: TeacherOutput, batch: Batch, counts: GlobalCounts, config: LossSection
 ) -> dict[str, Tensor]:
-    """This micro-batch's share of each weighted-in term, scalars, before weighting.
+    """This micro-batch's share of each weighted-in term on outputs, scalars, before weighting.
 
     Args:
         student: ``PreTrainingOutput`` computed with ``masked_positions`` and ``output_hidden_states``.

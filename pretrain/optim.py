@@ -1,19 +1,27 @@
-"""AdamW and its parameter groups."""
+"""AdamW or LAMB, and their parameter groups."""
 
 import torch
 from torch import nn
 
 from .config import OptimizerSection
+from .lamb import Lamb
 
 
-def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over ``model`` in one fused pass; only matrices decay, not step sizes, shifts, norms and biases."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Optimizer:
+    """The configured optimizer over ``model``: matrices decay (and adapt, under LAMB), everything else does not."""
+    matrices = [parameter for name, parameter in model.named_parameters() if decays(name, parameter)]
+    others = [parameter for name, parameter in model.named_parameters() if not decays(name, parameter)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-    )
+    betas = (config.beta1, config.beta2)
+    if config.name == "lamb":
+        groups[1]["adapt"] = False
+        return Lamb(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay pulls a parameter: latent matrices and tables do; scales, shifts, norms, biases do not."""
+    return name.rpartition(".")[2] == "weight" and parameter.dim() >= 2

@@ -18,6 +18,7 @@ from bitbert.tracking import check_mlflow_uri
 from .config import PretrainConfig
 from .data import BatchMaker
 from .engine import broadcast_parameters
+from .phases import Phase, lay_out
 from .run_folder import FINAL
 from .student import build_student, load_step_sizes, save_step_sizes, student_config
 from .teacher import Teacher, load_teacher
@@ -31,8 +32,7 @@ class Run:
 
     config: PretrainConfig
     tokenizer: Tokenizer
-    train: BatchMaker
-    heldout: BatchMaker
+    phases: tuple[Phase, ...]
     teacher: Teacher
     student_config: BitBertConfig
 
@@ -41,8 +41,14 @@ class Run:
         return Path(self.config.output)
 
     @property
+    def train(self) -> BatchMaker:
+        """The training data of the first phase."""
+        return self.phases[0].train
+
+    @property
     def max_length(self) -> int:
-        return int(self.train.reader.manifest["max_length"])
+        """Tokens of the longest rows that some phase trains on."""
+        return max(int(phase.train.reader.manifest["max_length"]) for phase in self.phases)
 
 
 def check_run(config: PretrainConfig) -> Run:
@@ -53,15 +59,17 @@ def check_run(config: PretrainConfig) -> Run:
     """
     check_mlflow_uri(config.tracking.mlflow_uri)
     tokenizer = load_tokenizer(config.tokenizer)
-    train, heldout = (_open_shards(folder, tokenizer, config) for folder in (config.data.train, config.data.heldout))
+    sections = config.resolved_phases()
+    folders = dict.fromkeys(folder for section in sections for folder in (section.train, section.heldout))
+    phases = lay_out(sections, {folder: _open_shards(folder, tokenizer, config) for folder in folders})
     teacher = load_teacher(config.teacher, config.loss, tokenizer)
-    max_length = train.reader.manifest["max_length"]
-    if max_length > teacher.config.max_position_embeddings:
+    run = Run(config, tokenizer, phases, teacher, student_config(config.model, teacher.config))
+    if run.max_length > teacher.config.max_position_embeddings:
         raise UserError(
-            f"shards have rows of {max_length} tokens, the teacher has {teacher.config.max_position_embeddings} "
+            f"shards have rows of {run.max_length} tokens, the teacher has {teacher.config.max_position_embeddings} "
             "positions; build shorter shards"
         )
-    return Run(config, tokenizer, train, heldout, teacher, student_config(config.model, teacher.config))
+    return run
 
 
 def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> BatchMaker:
@@ -96,8 +104,9 @@ def share_student(student: BitBertForPreTraining, topology: Topology, device: to
 
 
 def data_identity(run: Run) -> list[str]:
-    """Hashes of the training shards: a run continues only on the data it began with."""
-    return [entry["sha256"] for entry in run.train.reader.files]
+    """Hashes of the training shards of all phases: a run continues only on the data it began with."""
+    readers = {id(phase.train): phase.train.reader for phase in run.phases}
+    return [entry["sha256"] for reader in readers.values() for entry in reader.files]
 
 
 def save_final_model(run: Run, student: BitBertForPreTraining, summary: dict[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -35,12 +36,9 @@ def refuse_other_run(config: PretrainConfig) -> None:
     """
     path = Path(config.output) / CONFIG_FILE
     if path.exists():
-        recorded, wanted = yaml.safe_load(path.read_text(encoding="utf-8")), config.model_dump(mode="json")
-        changed = [
-            key
-            for key in sorted({*recorded, *wanted})
-            if recorded.get(key) != wanted.get(key) and key not in _MAY_CHANGE
-        ]
+        recorded = _identity(yaml.safe_load(path.read_text(encoding="utf-8")))
+        wanted = _identity(config.model_dump(mode="json"))
+        changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
         if changed:
             key = changed[0]
             raise UserError(
@@ -58,3 +56,9 @@ def claim_folder(config: PretrainConfig) -> None:
     """
     refuse_other_run(config)
     dump_config(config, Path(config.output) / CONFIG_FILE)
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a dumped config that decides what a run computes."""
+    phases = [{k: v for k, v in phase.items() if k not in _MAY_CHANGE} for phase in config.get("phases", [])]
+    return {key: value for key, value in config.items() if key not in _MAY_CHANGE} | {"phases": phases}

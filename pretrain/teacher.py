@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BertForPreTraining
 
 from bitbert.errors import UserError
+from bitbert.model.taps import Projections, ProjectionTap
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import SENTENCEPIECE_FILE, WORDPIECE_FILE, Tokenizer, load_tokenizer
 
@@ -25,11 +26,13 @@ class TeacherOutput:
         hidden_states: L + 1 tensors (batch, positions, hidden).
         nsp_logits: (batch, 2), or None without the head.
         mlm_logits: (num_masked, vocabulary), at the masked positions, or None without the head.
+        projections: queries, keys and values of the layers of the relation terms; none without such a term.
     """
 
     hidden_states: tuple[Tensor, ...]
     nsp_logits: Tensor | None
     mlm_logits: Tensor | None
+    projections: tuple[Projections, ...] = ()
 
 
 class Teacher(nn.Module):
@@ -44,6 +47,7 @@ class Teacher(nn.Module):
         self.mlm_head = model.cls.predictions if loss.mlm_distillation else None
         if self.nsp_head is None:
             self.bert.pooler = None
+        self.tap = ProjectionTap(self.bert, loss.relation_layers if loss.relations else ())
         self.requires_grad_(False)
         super().train(False)
 
@@ -53,12 +57,13 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherOutput:
-        output = self.bert(**batch.inputs(), output_hidden_states=True)
+        with self.tap:
+            output = self.bert(**batch.inputs(), output_hidden_states=True)
         nsp_logits = self.nsp_head(output.pooler_output) if self.nsp_head is not None else None
         mlm_logits = None
         if self.mlm_head is not None:
             mlm_logits = self.mlm_head(output.last_hidden_state.flatten(0, 1)[batch.masked_positions])
-        return TeacherOutput(output.hidden_states, nsp_logits, mlm_logits)
+        return TeacherOutput(output.hidden_states, nsp_logits, mlm_logits, tuple(self.tap.take()))
 
 
 def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer) -> Teacher:
@@ -100,6 +105,11 @@ def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer) -> Teacher:
                 f"teacher {name!r} has no {head.upper()} head, which loss.{weight}={getattr(loss, weight)} needs; "
                 f"set loss.{weight}=0 or use a teacher with it"
             )
+    if loss.relations and loss.relation_heads and config.hidden_size % loss.relation_heads:
+        raise UserError(
+            f"teacher {name!r} has a hidden size of {config.hidden_size}, which {loss.relation_heads} relation heads "
+            "do not divide; change loss.relation_heads"
+        )
     _check_tokenizer(name, path, config, tokenizer)
     return Teacher(model, heads, loss)
 

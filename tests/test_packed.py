@@ -59,7 +59,7 @@ def test_golden_bytes(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
 
 
 def test_golden_checkpoint_answers_as_it_did() -> None:
-    answers = json.loads((GOLDEN / "packed-v1-answers.json").read_text(encoding="utf-8"))
+    answers = json.loads((GOLDEN / "packed-v2-answers.json").read_text(encoding="utf-8"))
     predictions = Runtime.load(PACKED).classify([answer["text"] for answer in answers])
     for answer, prediction in zip(answers, predictions, strict=True):
         assert prediction.logits == pytest.approx(answer["logits"], abs=1e-5)
@@ -139,7 +139,7 @@ def test_altered_files_are_refused(copy: Path, damage: Callable[[Path], None], m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "version 2, wanted 'bitbert-packed' version 1"),
+        ({"format_version": 1}, "version 1, wanted 'bitbert-packed' version 2"),
         ({"format": "other"}, "wanted 'bitbert-packed'"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_size": True}, "hidden_size is True"),

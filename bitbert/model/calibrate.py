@@ -1,10 +1,12 @@
-"""Initial step sizes from one forward pass, before any optimizer or engine sees the model."""
+"""Step sizes before any optimizer or engine sees the model: from one forward pass, or for another number of bits."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from bitbert.errors import UserError
+from bitbert.model.levels import check_activation_bits, level_range
 from bitbert.model.linear import Binarizer
 
 
@@ -30,3 +32,29 @@ def calibrate_step_sizes(model: nn.Module, inputs: Mapping[str, Tensor]) -> None
         for binarizer in binarizers:
             binarizer.calibrating = False
         model.train(was_training)
+
+
+@torch.no_grad()
+def set_activation_bits(model: nn.Module, bits: int) -> None:
+    """Change the bits of all activations of a model in training, as a curriculum from 8 or 4 bits to 1 does.
+
+    Step sizes are rescaled by sqrt(Q_p before / Q_p now), the ratio of their initial rule, so that the curriculum
+    needs no data and stays equal on all ranks; :func:`calibrate_step_sizes` may follow. An optimizer that keeps its
+    own copy of the parameters must be built afterwards. ``model.config.activation_bits`` follows.
+
+    Raises:
+        UserError: there are no activations of this many bits, or the method has 1 bit only (BiBERT).
+    """
+    try:
+        check_activation_bits(bits)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    binarizers = [module for module in model.modules() if isinstance(module, Binarizer)]
+    if bits > 1 and any(binarizer.steps == "one" for binarizer in binarizers):
+        raise UserError(f"activation_bits {bits} for a model of plain signs; only elastic and minmax steps have levels")
+    for binarizer in binarizers:
+        (_, before), (_, now) = (level_range(binarizer.kind, number) for number in (binarizer.bits, bits))
+        if binarizer.steps == "learned":
+            binarizer.alpha.mul_((before / now) ** 0.5)
+        binarizer.bits = bits
+    model.config.activation_bits = bits  # type: ignore[union-attr]

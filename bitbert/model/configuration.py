@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from bitbert.errors import UserError, did_you_mean
+from bitbert.model.levels import check_activation_bits
 from bitbert.packed import FORMAT, PackedConfig, parse_config
 
 QUANT_METHOD = "bitbert_packed"
@@ -30,6 +31,11 @@ _ARCHITECTURES = {
 WeightScale = Literal["tensor", "channel"]
 InputBinarizer = Literal["signed", "unsigned"]
 Pooler = Literal["plain", "residual_norm"]
+WeightBinarizerName = Literal["mean_centered", "row_centered", "uncentered", "ternary"]
+StepSizes = Literal["learned", "one", "minmax"]
+Attention = Literal["softmax", "bi", "bi_strict"]
+ResidualEstimators = Literal["shared", "per_head"]
+ResidualInit = Literal["normal", "zero"]
 Activation = Literal["gelu", "relu"]
 
 
@@ -41,12 +47,24 @@ class BitBertConfig(PreTrainedConfig):
 
     Attributes:
         method: name of the preset the fields came from; recorded, never branched on.
+        weight_binarizer: what a weight is compared with, and the gradient it gets: see bitbert.model.weights.
         weight_scale: one scale a weight matrix (``"tensor"``, BiT and BiPFT) or one an output channel.
+        split_weights: each weight is the sum of two binary ones (BinaryBERT after ternary weight splitting).
+        step_sizes: of activations: ``"learned"`` (elastic), ``"one"`` (BiBERT's plain sign), or ``"minmax"``:
+            max|x| of the tensor over the highest code (TernaryBERT).
+        input_shift: a learned shift before a linear layer's input is binarized (BiT's and BiPFT's "move").
+        attention: ``"softmax"``: probabilities above half a step; ``"bi"``: scores of at least 0 (Bi-Attention);
+            ``"bi_strict"``: scores above 0, as in BiBERT's published code.
+        attention_head_size: width of a head where it is not hidden_size / num_attention_heads (half-width models).
         residual_rank: rank of BiPFT's estimators of the binarization residuals in self-attention; 0 = none.
+        residual_estimators: one set a layer, ``"shared"`` by its heads (BiPFT), or one set ``"per_head"``.
+        residual_init: their weights at the start: ``"normal"`` (BiPFT: N(0, initializer_range)), or ``"zero"``: the
+            queries' and values' estimators are 0, so that training starts from the model without estimators.
         hidden_act: activation between the two feed-forward linears.
         ffn_input: binarizer of the second feed-forward linear's input: ``"signed"`` {-a, a} or ``"unsigned"`` {0, a}.
         pooler: ``"plain"``: tanh(BinLinear(x)); ``"residual_norm"``: tanh(LN(BinLinear(x)) + x) (BiPFT).
         mlm_head_act: activation in the masked-LM head (BiPFT's runs ReLU).
+        activation_bits: 1, or 2, 4 or 8 for more levels an activation (BiT's W1A2, W1A4); see bitbert.model.levels.
     """
 
     model_type = "bitbert"
@@ -67,12 +85,21 @@ class BitBertConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     method: str = "bipft-b"
+    weight_binarizer: WeightBinarizerName = "mean_centered"
     weight_scale: WeightScale = "tensor"
+    split_weights: bool = False
+    step_sizes: StepSizes = "learned"
+    input_shift: bool = True
+    attention: Attention = "softmax"
+    attention_head_size: int | None = None
     residual_rank: int = 1
+    residual_estimators: ResidualEstimators = "shared"
+    residual_init: ResidualInit = "normal"
     hidden_act: Activation = "gelu"
     ffn_input: InputBinarizer = "signed"
     pooler: Pooler = "residual_norm"
     mlm_head_act: Activation = "relu"
+    activation_bits: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -81,6 +108,14 @@ class BitBertConfig(PreTrainedConfig):
             )
         if self.residual_rank < 0:
             raise ValueError(f"residual_rank {self.residual_rank} is negative; use 0 for no estimators")
+        check_activation_bits(self.activation_bits)
+        if self.activation_bits > 1 and (self.attention != "softmax" or self.step_sizes == "one"):
+            raise ValueError(
+                f"activation_bits {self.activation_bits} with attention {self.attention!r} and step_sizes "
+                f"{self.step_sizes!r}; Bi-Attention and the plain sign have 1 bit, use softmax and learned or minmax"
+            )
+        if self.residual_rank and self.attention != "softmax":
+            raise ValueError(f"residual_rank {self.residual_rank} with Bi-Attention; use residual_rank 0 or softmax")
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -93,13 +128,17 @@ class BitBertConfig(PreTrainedConfig):
 
     @property
     def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.attention_head_size or self.hidden_size // self.num_attention_heads
+
+
+_TRAINING_FIELDS = ("weight_binarizer", "step_sizes", "input_shift")
 
 
 def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     """The fields of a :class:`BitBertConfig` for a packed checkpoint, its quantization method included."""
-    names = ("method", "weight_scale", "residual_rank", "hidden_act", "ffn_input", "pooler", "layer_norm_eps")
-    fields = {name: getattr(packed, name) for name in (*names, *SHAPE_FIELDS)}
+    fields = {name: getattr(packed, name) for name in (*PACKED_METHOD_FIELDS, *SHAPE_FIELDS)}
+    # How such a model trains on does not show in its function: that is what the method's name says.
+    fields |= {name: PRESETS.get(packed.method, _ELASTIC)[name] for name in _TRAINING_FIELDS}
     fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
     if packed.head in ("classification", "regression"):
         labels = packed.labels or ["LABEL_0"]
@@ -108,11 +147,22 @@ def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
 
 
 _ELASTIC: dict[str, Any] = {
+    "weight_binarizer": "mean_centered",
     "weight_scale": "tensor",
+    "split_weights": False,
+    "step_sizes": "learned",
+    "input_shift": True,
+    "attention": "softmax",
     "hidden_act": "gelu",
     "ffn_input": "signed",
     "mlm_head_act": "relu",
+    "activation_bits": 1,
+    "residual_estimators": "shared",
+    "residual_init": "normal",
 }
+
+_PLAIN: dict[str, Any] = {"residual_rank": 0, "pooler": "plain"}
+_TERNARY: dict[str, Any] = {"weight_binarizer": "ternary", "step_sizes": "minmax", "input_shift": False}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # BiPFT-B (arXiv 2312.08937): elastic binarizers, residual estimators of rank 1, pooler with norm and skip.
@@ -120,15 +170,42 @@ PRESETS: dict[str, dict[str, Any]] = {
     # BiPFT-A: the same binary BERT, pretrained the same way, without estimators.
     "bipft-a": {**_ELASTIC, "residual_rank": 0, "pooler": "residual_norm"},
     # The task-specific baseline: elastic binarizers in an otherwise vanilla BERT, finetuned without pretraining.
-    "baseline": {**_ELASTIC, "residual_rank": 0, "pooler": "plain"},
+    "baseline": {**_ELASTIC, **_PLAIN},
     # Ours: BiPFT-B with a scale an output channel and two-set binarization in the feed-forward block.
     "bitbert": {
+        **_ELASTIC,
         "weight_scale": "channel",
         "residual_rank": 1,
         "hidden_act": "relu",
         "ffn_input": "unsigned",
         "pooler": "residual_norm",
         "mlm_head_act": "gelu",
+    },
+    # BiT (arXiv 2205.13016): the baseline with two-set binarization, {0, a} after softmax and ReLU, {-a, a} elsewhere.
+    "bit": {**_ELASTIC, **_PLAIN, "hidden_act": "relu", "ffn_input": "unsigned"},
+    # BiBERT (arXiv 2203.06390): row-centred weights, plain signs, Bi-Attention.
+    "bibert": {
+        **_ELASTIC,
+        **_PLAIN,
+        "weight_binarizer": "row_centered",
+        "weight_scale": "channel",
+        "step_sizes": "one",
+        "input_shift": False,
+        "attention": "bi",
+    },
+    # TernaryBERT (arXiv 2009.12812): ternary weights, 8-bit activations; activation_bits=2 for its 2-bit rows.
+    "ternarybert": {**_ELASTIC, **_PLAIN, **_TERNARY, "activation_bits": 8},
+    # BinaryBERT (arXiv 2012.15701): what ternary weight splitting leaves, with 4-bit elastic activations and ReLU.
+    "binarybert": {
+        **_ELASTIC,
+        **_PLAIN,
+        **_TERNARY,
+        "weight_binarizer": "uncentered",
+        "split_weights": True,
+        "step_sizes": "learned",
+        "hidden_act": "relu",
+        "ffn_input": "unsigned",
+        "activation_bits": 4,
     },
 }
 
@@ -147,3 +224,14 @@ def preset_fields(method: str) -> dict[str, Any]:
 
 
 METHOD_FIELDS = ("method", *PRESETS["bipft-b"])
+# What a packed checkpoint says of them: what its function depends on.
+PACKED_METHOD_FIELDS = (
+    "method",
+    "weight_scale",
+    "attention",
+    "residual_rank",
+    "residual_estimators",
+    "hidden_act",
+    "ffn_input",
+    "pooler",
+)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from bitbert.errors import UserError
 from bitbert.model.configuration import BitBertConfig, preset_fields
-from bitbert.model.modeling import BitBertForPreTraining
+from bitbert.model.modeling import BitBertForPreTraining, BitBertForSequenceClassification, BitBertPreTrainedModel
 
 # Ours -> HF's name, inside one encoder layer. The binary linears come first.
 _LAYER_LINEARS = {
@@ -32,6 +32,7 @@ _MLM_HEAD = {
     "mlm_head.LayerNorm.bias": "cls.predictions.transform.LayerNorm.bias",
     "mlm_head.decoder.bias": "cls.predictions.bias",
 }
+_CLASSIFIER = {"classifier.weight": "classifier.weight", "classifier.bias": "classifier.bias"}
 _NSP_HEAD = {"nsp_head.weight": "cls.seq_relationship.weight", "nsp_head.bias": "cls.seq_relationship.bias"}
 # Ours -> the published implementation's name, where HF's BERT has nothing.
 _REFERENCE_STEPS = {
@@ -46,6 +47,12 @@ _REFERENCE_ESTIMATORS = {
     "query_binary": "q_m",
     "key_binary": "k_m",
     "value_residual": "v_p",
+}
+# What the published implementations declare and never use: the ends of their parameters' names.
+_UNUSED = {
+    "bipft": (),
+    "bit": (".move_q.bias", ".move_k.bias", ".move_v.bias"),
+    "bibert": (".scale", ".gate"),
 }
 # Copies and buffers that other versions of BERT store beside the parameters.
 _REDUNDANT = (
@@ -86,27 +93,36 @@ def from_reference(tensors: dict[str, Tensor], method: str, config: dict[str, An
 
     Args:
         tensors: ``bert.encoder.layer.0.attention.self.query.weight``, ... including the elastic step sizes
-            (``clip_*``, ``*.input_clip_val``) and shifts (``*.move.bias``).
-        method: ``"bipft"``; with the estimators' parameters present this is BiPFT-B, without them BiPFT-A.
-        config: the shape, in HF's names, and ``mlm_head_act``.
+            (``clip_*``, ``*.input_clip_val``) and shifts (``*.move.bias``) where the method has them.
+        method: ``"bipft"``, a pretraining model (BiPFT-B with the estimators' parameters present, BiPFT-A without
+            them), ``"bit"`` or ``"bibert"``, classifiers. What those declare and never use is left out.
+        config: the shape, in HF's names; ``mlm_head_act`` for BiPFT, ``num_labels`` for the others.
 
     Raises:
         UserError: the method is unknown, or a key or a shape does not fit.
     """
-    if method != "bipft":
-        raise UserError(f"reference method {method!r} is not known; wanted 'bipft'")
-    has_estimators = any(".q_p." in name for name in tensors)
-    bit_config = BitBertConfig(**{**preset_fields("bipft-b" if has_estimators else "bipft-a"), **config})
-    model = BitBertForPreTraining(bit_config)
-    _load(model, tensors, reference_key_map(bit_config), what="BiPFT state dict")
+    if method not in _UNUSED:
+        raise UserError(f"reference method {method!r} is not known; wanted 'bipft', 'bit' or 'bibert'")
+    preset, model_class = method, BitBertForSequenceClassification
+    if method == "bipft":
+        preset = "bipft-b" if any(".q_p." in name for name in tensors) else "bipft-a"
+        model_class = BitBertForPreTraining  # type: ignore[assignment]
+    bit_config = BitBertConfig(**{**preset_fields(preset), **config})
+    model = model_class(bit_config)
+    used = {name: tensor for name, tensor in tensors.items() if not name.endswith(_UNUSED[method])}
+    _load(model, used, reference_key_map(bit_config), what=f"{method} state dict")
     mark_calibrated(model)
     return model
 
 
 def reference_key_map(config: BitBertConfig) -> dict[str, str]:
-    """Every parameter of our pretraining model -> its name in BiPFT's published implementation."""
+    """Every trained parameter of ours -> its name in the method's published implementation.
+
+    BiPFT's is the pretraining model, the others are classifiers.
+    """
     encoder = _encoder_map(config) | _reference_map(config)
-    return {f"bitbert.{ours}": f"bert.{theirs}" for ours, theirs in encoder.items()} | _MLM_HEAD | _NSP_HEAD
+    heads = _MLM_HEAD | _NSP_HEAD if config.method.startswith("bipft") else _CLASSIFIER
+    return {f"bitbert.{ours}": f"bert.{theirs}" for ours, theirs in encoder.items()} | heads
 
 
 def mark_calibrated(model: torch.nn.Module) -> None:
@@ -128,6 +144,8 @@ def _encoder_map(config: BitBertConfig) -> dict[str, str]:
 
 def _reference_map(config: BitBertConfig) -> dict[str, str]:
     """Our encoder's parameters -> the published names, for what a full-precision BERT lacks."""
+    if config.step_sizes == "one":
+        return {}
 
     def binary_linear(ours: str, theirs: str) -> dict[str, str]:
         return {
@@ -159,7 +177,7 @@ def _with_prefix(name: str) -> str:
 
 
 @torch.no_grad()
-def _load(model: BitBertForPreTraining, found: Mapping[str, Tensor], mapping: Mapping[str, str], what: str) -> None:
+def _load(model: BitBertPreTrainedModel, found: Mapping[str, Tensor], mapping: Mapping[str, str], what: str) -> None:
     parameters = dict(model.named_parameters())
     missing = sorted(set(mapping.values()) - set(found))
     left_over = sorted(set(found) - set(mapping.values()) - set(_REDUNDANT))

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from bitbert.errors import UserError
 from bitbert.model.binarize import MIN_STEP, weight_statistics
-from bitbert.model.configuration import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig
+from bitbert.model.configuration import PACKED_METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig, from_packed_config
 from bitbert.model.convert import mark_calibrated
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
+from bitbert.model.methods import check_packable
 from bitbert.model.modeling import (
     BitBertForNextSentencePrediction,
     BitBertForPreTraining,
@@ -19,11 +20,11 @@ from bitbert.model.modeling import (
     BitBertModel,
     BitBertPreTrainedModel,
 )
+from bitbert.model.weights import WEIGHT_BINARIZERS
 from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, unpack_bits
 from bitbert.tokenizer import Tokenizer
 
 _NEGLIGIBLE_SCALE = 1e-6
-_PACKED_METHOD_FIELDS = tuple(name for name in METHOD_FIELDS if name != "mlm_head_act")  # the MLM head is not packed
 
 
 @torch.no_grad()
@@ -37,9 +38,11 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
         max_length: longest sequence the model was trained on; the runtime cuts texts to it.
 
     Raises:
-        UserError: step sizes were never calibrated, or the tokenizer has another number of tokens than the model.
+        UserError: activations have more than 1 bit, step sizes were never calibrated, or the tokenizer has another
+            number of tokens than the model.
     """
     config = model.config
+    check_packable(config)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
@@ -55,7 +58,7 @@ def pack_model(model: PreTrainedModel, tokenizer: Tokenizer, *, max_length: int)
         )
     head, labels = _head_of(model)
     packed_config = PackedConfig(
-        **{name: getattr(config, name) for name in (*SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)},
+        **{name: getattr(config, name) for name in (*SHAPE_FIELDS, *PACKED_METHOD_FIELDS)},
         head=head,
         labels=labels,
         max_length=max_length,
@@ -81,16 +84,11 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> BitBertPreTrained
     Raises:
         UserError: a row's bits are so unbalanced, or its scale so small, that latent weights cannot hold them.
     """
-    source = packed.config
-    fields = {name: getattr(source, name) for name in (*SHAPE_FIELDS, *_PACKED_METHOD_FIELDS)} | config_fields
-    if source.head in ("classification", "regression"):
-        fields["num_labels"] = source.num_outputs
-        if source.labels:
-            fields["id2label"] = dict(enumerate(source.labels))
-            fields["label2id"] = {label: index for index, label in enumerate(source.labels)}
-    config = BitBertConfig(**fields)
+    fields = from_packed_config(packed.config)
+    del fields["quantization_config"]  # the weights of this model are latent
+    config = BitBertConfig(**fields | config_fields)
     model_class = {"none": BitBertModel, "nsp": BitBertForNextSentencePrediction}.get(
-        source.head, BitBertForSequenceClassification
+        packed.config.head, BitBertForSequenceClassification
     )
     model = model_class(config)
     prefix = "bitbert." if model_class is BitBertModel else ""
@@ -117,8 +115,10 @@ def unpack_model(packed: PackedModel, **config_fields: Any) -> BitBertPreTrained
 def _pack_weight(module: BinaryLinear | BinaryEmbedding) -> dict[str, np.ndarray]:
     weight = module.weight.detach()
     granularity = module.weight_scale if isinstance(module, BinaryLinear) else "channel"
-    center, scale = weight_statistics(weight, granularity)
-    negative: Tensor = weight - center < 0
+    center = WEIGHT_BINARIZERS[getattr(module, "weight_binarizer", "mean_centered")].center
+    assert center is not None  # check_packable
+    _, scale = weight_statistics(weight, granularity)
+    negative: Tensor = weight - center(weight) < 0
     return {
         "weight_bits": pack_bits(negative.cpu().numpy()),
         "weight_scale": scale.flatten().float().cpu().numpy(),

@@ -70,7 +70,8 @@ class EncoderLayer(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         scale = {"weight_scale": config.weight_scale}
         self.attention = BinarySelfAttention(config)
-        self.attention_output = BinaryLinear(hidden, hidden, kind="signed", **scale)
+        width = config.num_attention_heads * config.head_size
+        self.attention_output = BinaryLinear(width, hidden, kind="signed", **scale)
         self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.intermediate = BinaryLinear(hidden, inner, kind="signed", **scale)
         self.activation = ACTIVATIONS[config.hidden_act]

@@ -5,22 +5,36 @@ from torch import Tensor, nn
 
 from bitbert.model.binarize import (
     INITIAL_STEP_FACTOR,
+    binarize_bool,
     binarize_embedding_rows,
     binarize_signed,
+    binarize_strict_bool,
     binarize_unsigned,
     binarize_weight,
     step_size,
 )
+from bitbert.model.levels import level_range, minmax_step, quantize_levels
+
+_BINARIZE = {
+    "signed": binarize_signed,
+    "unsigned": binarize_unsigned,
+    "bool": binarize_bool,
+    "strict_bool": binarize_strict_bool,
+}
 
 
 class Binarizer(nn.Module):
-    """Elastic activation binarizer with one learned step size alpha.
+    """Activation binarizer with one step size alpha, which ``steps`` says where to take from.
 
-    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (``unsigned``) in x's shape, step has
-    shape (1,), and codes * step is the binarized value.
+    ``learned``: elastic. ``one``: 1, always, BiBERT's plain sign. ``minmax``: max|x| over the highest code, in each
+    call. The kinds ``bool`` and ``strict_bool`` (Bi-Attention's scores) have the step 1 whatever ``steps`` says.
 
-    While ``calibrating`` is set, a forward first puts alpha to 2 * mean|x| (signed) or 4 * mean|x| (unsigned);
-    the buffer ``calibrated`` records that it happened, so a loaded model is never calibrated by accident.
+    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (the other kinds) in x's shape, or the
+    integers of :func:`level_range` where ``bits`` is above 1; step has shape (1,), and codes * step is the value.
+
+    While ``calibrating`` is set, a forward first puts a learned alpha to 2 * mean|x| (signed) or 4 * mean|x|
+    (unsigned), over the root of the highest code; the buffer ``calibrated`` records that it happened, so a loaded
+    model is never calibrated by accident.
     """
 
     alpha: nn.Parameter
@@ -28,7 +42,7 @@ class Binarizer(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.bits, self.steps = kind, 1, "learned"
         self.alpha = nn.Parameter(torch.ones(1))  # (1,): DeepSpeed cannot broadcast 0-dim parameters
         self.register_buffer("calibrated", torch.zeros(1, dtype=torch.bool))
         self.calibrating = False
@@ -37,19 +51,23 @@ class Binarizer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.calibrating:
             self._calibrate(x)
-        step = step_size(self.alpha, x.numel())
+        lowest, highest = level_range(self.kind, self.bits)
+        step = minmax_step(x, highest) if self.steps == "minmax" else step_size(self.alpha, x.numel() * highest)
         if self.monitor is not None:
-            self.monitor.observe(x, step)
-        binarize = binarize_unsigned if self.kind == "unsigned" else binarize_signed
-        return binarize(x, step), step
+            self.monitor.observe(x, step * highest)
+        if self.bits > 1:
+            return quantize_levels(x, step, lowest, highest), step
+        return _BINARIZE[self.kind](x, step), step
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor) -> None:
-        self.alpha.fill_(1.0).mul_(INITIAL_STEP_FACTOR[self.kind] * x.abs().mean())
+        if self.steps == "learned":
+            _, highest = level_range(self.kind, self.bits)
+            self.alpha.fill_(1.0).mul_(INITIAL_STEP_FACTOR[self.kind] / highest**0.5 * x.abs().mean())
         self.calibrated.fill_(True)
 
     def extra_repr(self) -> str:
-        return f"kind={self.kind}"
+        return f"kind={self.kind}, bits={self.bits}, steps={self.steps}"
 
 
 class BinarizerStatistics:
@@ -59,9 +77,9 @@ class BinarizerStatistics:
         self.saturation = torch.zeros(())
 
     @torch.no_grad()
-    def observe(self, x: Tensor, step: Tensor) -> None:
+    def observe(self, x: Tensor, limit: Tensor) -> None:
         """saturation: share of inputs outside of the gradient window, where learning has stopped."""
-        self.saturation = (x.abs() > step).float().mean()
+        self.saturation = (x.abs() > limit).float().mean()
 
 
 class BinaryLinear(nn.Module):
@@ -70,6 +88,7 @@ class BinaryLinear(nn.Module):
     Args:
         kind: binarizer of the input, ``"signed"`` or ``"unsigned"``.
 
+    The weights are mean-centred (BiT, BiPFT); see bitbert.model.methods for the layers of other methods.
     Shapes: x (..., in) -> y (..., out). Parameters: latent ``weight`` (out, in), ``bias`` (out), ``shift`` m (in),
     added before binarization and initially 0 (BiT's and BiPFT's "move"), and the binarizer's step a.
     The integer product is exact in float32 up to in = 2**24.

@@ -15,9 +15,11 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import ModelOutput
 
+from bitbert.model.attention import ResidualEstimator
 from bitbert.model.configuration import BitBertConfig
 from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
 from bitbert.model.linear import Binarizer, BinaryLinear
+from bitbert.model.methods import CodedEmbedding, CodedLinear, apply_method, freeze_fixed
 
 IGNORED_LABEL = -100
 
@@ -50,17 +52,33 @@ class BitBertPreTrainedModel(PreTrainedModel):
     # Step sizes and shifts decide bits; casting them to half precision would move thresholds.
     _keep_in_fp32_modules_strict = {"alpha", "shift"}  # noqa: RUF012 (the name and type transformers reads)
 
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """As in transformers, which forgets what is frozen: parameters that the method does not learn stay so."""
+        loaded = super().from_pretrained(*arguments, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        freeze_fixed(model, model.config)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, BinaryLinear):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             init.zeros_(module.bias)
             init.zeros_(module.shift)
+            if isinstance(module, CodedLinear) and module.split_weight is not None:
+                init.zeros_(module.split_weight)
         elif isinstance(module, Binarizer):
             init.ones_(module.alpha)
             init.zeros_(module.calibrated)
+        elif isinstance(module, ResidualEstimator) and self.config.residual_init == "zero":
+            # The keys' factors keep their random weights: with both sides at zero no gradient would ever move either.
+            for linear in (module.query_residual, module.query_binary, module.value_residual):
+                init.zeros_(linear.weight)
         else:
             super()._init_weights(module)
+            if isinstance(module, CodedEmbedding) and module.split_weight is not None:
+                init.zeros_(module.split_weight)
 
 
 class BitBertModel(BitBertPreTrainedModel):
@@ -71,6 +89,7 @@ class BitBertModel(BitBertPreTrainedModel):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.pooler = Pooler(config)
+        apply_method(self, config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -39,7 +39,8 @@ def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
         ),
         ("weight scale", f"one a {'output channel' if config.weight_scale == 'channel' else 'matrix'}"),
         ("feed-forward", f"{config.hidden_act}, {config.ffn_input} second input"),
-        ("residual estimators", f"rank {config.residual_rank}" if config.residual_rank else "none"),
+        ("attention", config.attention),
+        ("residual estimators", _estimators(config)),
         ("instruction sets", f"{', '.join(available_isas())}; in use: {choose_isa()}"),
     ]
 
@@ -51,6 +52,11 @@ def binary_macs(config: PackedConfig, num_tokens: int) -> int:
     linear = sum(rows * columns for name, (rows, columns) in matrices.items() if name not in (table, pooler))
     attention = 2 * num_tokens * config.hidden_size * config.num_hidden_layers
     return num_tokens * (linear + attention) + config.hidden_size**2
+
+
+def _estimators(config: PackedConfig) -> str:
+    sets = "one set a head" if config.residual_estimators == "per_head" else "shared by the heads"
+    return f"rank {config.residual_rank}, {sets}" if config.residual_rank else "none"
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -17,8 +17,10 @@ from bitbert.errors import UserError
 from bitbert.packed import PackedConfig
 
 LIBRARY = Path(__file__).with_name("libbitbert.so")
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _CODES = {
+    "attention": ("softmax", "bi", "bi_strict"),
+    "residual_estimators": ("shared", "per_head"),
     "hidden_act": ("gelu", "relu"),
     "ffn_input": ("signed", "unsigned"),
     "pooler": ("plain", "residual_norm"),
@@ -34,7 +36,16 @@ _SIZES = (
     "type_vocab_size",
     "residual_rank",
 )
-_CODED = ("hidden_act", "ffn_input", "pooler", "head", "num_outputs", "channel_scale")
+_CODED = (
+    "attention",
+    "residual_estimators",
+    "hidden_act",
+    "ffn_input",
+    "pooler",
+    "head",
+    "num_outputs",
+    "channel_scale",
+)
 
 
 class _Config(Structure):

@@ -2,6 +2,7 @@
 
     linear    y = s_w a_x (K - 2 popcount(x XOR w)) + b          x_bit = [x + shift < 0]
     scores    (a_q a_k (d - 2 popcount(q XOR k)) + E) / sqrt(d)
+              Bi-Attention: p_bit = [d - 2 popcount(q XOR k) >= 0]; strict: > 0
     context   a_p a_v (popcount(p) - 2 popcount(p AND v)) + a_p sum_{p_j = 1} r_v[j]    p_bit = [p > a_p / 2]
 
 Products are integers; the scale is applied once, in the order in which the torch model applies it.
@@ -134,29 +135,36 @@ class ReferenceModel:
         steps = {name: floats[f"{prefix}.{name}_binarizer.alpha"] for name in ("query", "key", "value", "probability")}
         size, root = self.config.head_size, math.sqrt(self.config.head_size)
         negative = {name: linears[f"attention.{name}"](hidden) < 0 for name in ("query", "key", "value")}
-        score_residual, value_residual = self._estimate(prefix, hidden) if self.config.residual_rank else (None, None)
+        estimates = self._estimate(prefix, hidden) if self.config.residual_rank else None
 
         context = np.empty_like(hidden)
-        for start in range(0, self.config.hidden_size, size):
-            head = slice(start, start + size)
+        for index_of_head in range(self.config.num_attention_heads):
+            head = slice(index_of_head * size, (index_of_head + 1) * size)
             queries, keys = pack_words(negative["query"][:, head]), pack_words(negative["key"][:, head])
             scores = sign_products(queries, keys, size).astype(self._dtype) * (steps["query"] * steps["key"])
-            if score_residual is not None:
+            if estimates is not None:
+                score_residual, value_residual = (both[index_of_head % len(both)] for both in estimates)
                 scores = scores + score_residual
-            attended = softmax(scores / hidden.dtype.type(root)) > steps["probability"] / 2
+            if self.config.attention == "softmax":
+                attended = softmax(scores / hidden.dtype.type(root)) > steps["probability"] / 2
+            else:
+                attended = scores > 0 if self.config.attention == "bi_strict" else scores >= 0
             products = mask_products(pack_words(attended), pack_words(negative["value"][:, head].T))
             context[:, head] = products.astype(self._dtype) * (steps["probability"] * steps["value"])
-            if value_residual is not None:
+            if estimates is not None:
                 context[:, head] += (attended @ value_residual) * steps["probability"]
         return context
 
     def _estimate(self, prefix: str, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        def linear(name: str) -> np.ndarray:
-            weight, bias = (self._floats[f"{prefix}.estimator.{name}.{part}"] for part in ("weight", "bias"))
-            return hidden @ weight.T + bias
+        """E (sets, n, n) and r_v (sets, n, 1); there is one set for all heads, or one a head."""
 
-        q_p, k_p, q_m, k_m = (linear(name) for name in ("query_residual", "key_residual", "query_binary", "key_binary"))
-        return (q_m + q_p) @ k_p.T + q_p @ k_m.T, linear("value_residual")
+        def factor(name: str) -> np.ndarray:
+            weight, bias = (self._floats[f"{prefix}.estimator.{name}.{part}"] for part in ("weight", "bias"))
+            rows = hidden @ weight.T + bias
+            return rows.reshape(len(hidden), self.config.num_estimator_sets, -1).swapaxes(0, 1)
+
+        q_p, k_p, q_m, k_m = (factor(name) for name in ("query_residual", "key_residual", "query_binary", "key_binary"))
+        return (q_m + q_p) @ k_p.swapaxes(1, 2) + q_p @ k_m.swapaxes(1, 2), factor("value_residual")
 
     def _pool(self, first: np.ndarray) -> np.ndarray:
         pooled = self._pooler(first)

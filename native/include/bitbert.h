@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised with every incompatible change of this header. */
-#define BITBERT_ABI_VERSION 1
+#define BITBERT_ABI_VERSION 2
 BITBERT_API int bitbert_abi_version(void);
 
 /* The last failure of the calling thread; "" when there was none. */
@@ -32,12 +32,16 @@ BITBERT_API const char *bitbert_instruction_sets(void);
 typedef enum { BITBERT_GELU = 0, BITBERT_RELU = 1 } bitbert_activation;
 typedef enum { BITBERT_SIGNED = 0, BITBERT_UNSIGNED = 1 } bitbert_input;
 typedef enum { BITBERT_POOLER_PLAIN = 0, BITBERT_POOLER_RESIDUAL_NORM = 1 } bitbert_pooler;
+typedef enum { BITBERT_SOFTMAX = 0, BITBERT_BI = 1, BITBERT_BI_STRICT = 2 } bitbert_attention;
+typedef enum { BITBERT_SHARED = 0, BITBERT_PER_HEAD = 1 } bitbert_estimators;
 typedef enum { BITBERT_HEAD_NONE = 0, BITBERT_HEAD_NSP = 1, BITBERT_HEAD_CLASSIFIER = 2 } bitbert_head;
 
 /* What config.json of a packed checkpoint says; docs/format.md explains the fields. */
 typedef struct {
     int32_t vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size;
     int32_t max_position_embeddings, type_vocab_size, residual_rank;
+    int32_t attention;      /* bitbert_attention */
+    int32_t residual_estimators; /* bitbert_estimators */
     int32_t hidden_act;     /* bitbert_activation */
     int32_t ffn_input;      /* bitbert_input */
     int32_t pooler;         /* bitbert_pooler */

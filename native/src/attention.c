@@ -2,6 +2,7 @@
  *
  *   scores    (a_q a_k (d - 2 popcount(q XOR k)) + E) / sqrt(d)
  *   attended  softmax(scores) > a_p / 2, a bit a key
+ *             or, Bi-Attention: 2 popcount(q XOR k) <= d; strict: < d. Steps are above 0 and do not enter
  *   context   a_p a_v (popcount(p) - 2 popcount(p AND v)) + a_p sum_{p_j = 1} r_v[j], of which only the sign is kept
  *
  * The panels are those of the linear layers: keys are the columns of the first product, channels of the second.
@@ -39,30 +40,49 @@ void bb_pack_keys(const bitbert_model *model, const bb_sequence *sequence, size_
             bb_transpose_32(value);
         }
 
-    const size_t rank = (size_t)model->config.residual_rank;
-    if (!rank) return;
+    const size_t factors = model->num_factors, sets = model->num_estimator_sets;
+    if (!factors) return;
     const size_t padded_keys = scratch->num_groups * BB_PANEL, column = (sequence->first_group + group) * BB_PANEL;
     for (size_t k = 0; k < BB_PANEL; k++) {
-        const float *estimates = scratch->estimates + (first + k) * (4 * rank + 1);
+        const float *estimates = scratch->estimates + (first + k) * (4 * factors + sets);
         float *out = scratch->key_estimates + column + k;
-        for (size_t r = 0; r < rank; r++) {
-            out[r * padded_keys] = k < num_keys ? estimates[rank + r] : 0;
-            out[(rank + r) * padded_keys] = k < num_keys ? estimates[3 * rank + r] : 0;
+        for (size_t factor = 0; factor < factors; factor++) {
+            out[factor * padded_keys] = k < num_keys ? estimates[factors + factor] : 0;
+            out[(factors + factor) * padded_keys] = k < num_keys ? estimates[3 * factors + factor] : 0;
         }
-        out[2 * rank * padded_keys] = k < num_keys ? estimates[4 * rank] : 0;
+        for (size_t set = 0; set < sets; set++)
+            out[(2 * factors + set) * padded_keys] = k < num_keys ? estimates[4 * factors + set] : 0;
     }
 }
 
-/* Adds up the factors of E's row and lets the kernels multiply them out. */
-static void estimate_scores(const bitbert_model *model, bb_worker *worker, const bb_sequence *sequence, size_t row, float *out) {
+/* Adds up one set's factors of E's row and lets the kernels multiply them out. */
+static void estimate_scores(const bitbert_model *model, bb_worker *worker, const bb_sequence *sequence, size_t set, size_t row, float *out) {
     const bb_scratch *scratch = model->scratch;
-    const size_t rank = (size_t)model->config.residual_rank, stride = scratch->num_groups * BB_PANEL;
-    const float *query = scratch->estimates + row * (4 * rank + 1);
-    const float *keys = scratch->key_estimates + sequence->first_group * BB_PANEL;
-    for (size_t r = 0; r < rank; r++) worker->query_factors[r] = query[2 * rank + r] + query[r];
+    const size_t rank = (size_t)model->config.residual_rank, factors = model->num_factors, stride = scratch->num_groups * BB_PANEL;
+    const float *query = scratch->estimates + row * (4 * factors + model->num_estimator_sets) + set * rank;
+    const float *keys = scratch->key_estimates + set * rank * stride + sequence->first_group * BB_PANEL;
+    for (size_t r = 0; r < rank; r++) worker->query_factors[r] = query[2 * factors + r] + query[r];
     const bb_estimate estimate = {.rank = rank, .stride = stride, .both = worker->query_factors, .residual = query,
-                                  .key_residual = keys, .key_binary = keys + rank * stride};
+                                  .key_residual = keys, .key_binary = keys + factors * stride};
     model->kernels->estimate(&estimate, sequence->num_rows, out);
+}
+
+/* Bi-Attention: bits[row][group] of the keys whose score is at least, or strictly above, 0. */
+static void threshold_scores(const bitbert_model *model, const bb_worker *worker, size_t num_rows, size_t num_keys, size_t num_groups,
+                             bb_attended *results) {
+    const uint32_t size = (uint32_t)model->head_size;
+    uint32_t offset[BB_PANEL] = {0}, width[BB_PANEL];
+    for (size_t k = 0; k < BB_PANEL; k++) width[k] = (model->config.attention == BITBERT_BI_STRICT ? size - 1 : size) / 2;
+    const bb_thresholds limits = {.offset = offset, .width = width};
+    for (size_t group = 0; group < num_groups; group++)
+        model->kernels->threshold(worker->counts + group * num_rows * BB_PANEL, num_rows, limits, worker->attended + group, num_groups);
+    const size_t last = num_keys - (num_groups - 1) * BB_PANEL;
+    for (size_t i = 0; i < num_rows; i++) {
+        uint32_t *bits = worker->attended + i * num_groups;
+        if (last < BB_PANEL) bits[num_groups - 1] &= (1u << last) - 1;
+        results[i] = (bb_attended){0};
+        for (size_t group = 0; group < num_groups; group++) results[i].ones += __builtin_popcount(bits[group]);
+    }
 }
 
 /* One head of up to eight rows of a sequence. */
@@ -71,7 +91,11 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
     const bb_scratch *scratch = model->scratch;
     const bb_kernels *kernels = model->kernels;
     const size_t words = head_words(model), num_groups = sequence->num_groups, size = model->head_size;
-    const bool estimated = model->config.residual_rank > 0;
+    const bool estimated = model->num_factors > 0;
+    const size_t set = head < model->num_estimator_sets ? head : 0;
+    if (estimated && head == set)
+        for (size_t i = 0; i < num_rows; i++)
+            estimate_scores(model, worker, sequence, set, row + i, worker->score_residual + i * sequence->num_groups * BB_PANEL);
 
     for (size_t i = 0; i < num_rows; i++)
         for (size_t word = 0; word < words; word++)
@@ -84,7 +108,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         kernels->count(queries, words, keys + group * words * BB_PANEL, false, worker->counts + group * panel_stride);
 
     bb_attended results[BB_QUERY_TILE];
-    const size_t rank = (size_t)model->config.residual_rank, padded_keys = scratch->num_groups * BB_PANEL;
+    const size_t padded_keys = scratch->num_groups * BB_PANEL;
     bb_attention attention = {
         .panel_stride = panel_stride,
         .num_keys = sequence->num_rows,
@@ -93,10 +117,12 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         .inverse_root = (float)(1 / sqrt((double)size)),
         .step = layer->probability_step,
         .half_step = layer->probability_step / 2,
-        .value_residual = estimated ? scratch->key_estimates + 2 * rank * padded_keys + sequence->first_group * BB_PANEL : NULL,
+        .value_residual = estimated ? scratch->key_estimates + (2 * model->num_factors + set) * padded_keys + sequence->first_group * BB_PANEL : NULL,
     };
     memset(worker->attended, 0, num_rows * num_groups * sizeof(uint32_t));
-    for (size_t i = 0; i < num_rows; i++) {
+    const bool softmax = model->config.attention == BITBERT_SOFTMAX;
+    if (!softmax) threshold_scores(model, worker, num_rows, sequence->num_rows, num_groups, results);
+    for (size_t i = 0; softmax && i < num_rows; i++) {
         attention.counts = worker->counts + i * BB_PANEL;
         attention.score_residual = estimated ? worker->score_residual + i * num_groups * BB_PANEL : NULL;
         results[i] = kernels->attend(&attention, worker->scores, worker->attended + i * num_groups);
@@ -122,9 +148,6 @@ void bb_attend(const bitbert_model *model, const bb_layer *layer, bb_worker *wor
         const bb_sequence *sequence = &scratch->sequences[scratch->sequence_of_row[row]];
         const size_t rest = smaller(count - done, sequence->first_row + sequence->num_rows - row);
         const size_t num_rows = smaller(BB_QUERY_TILE, rest);
-        if (model->config.residual_rank)
-            for (size_t i = 0; i < num_rows; i++)
-                estimate_scores(model, worker, sequence, row + i, worker->score_residual + i * sequence->num_groups * BB_PANEL);
         for (size_t head = 0; head < (size_t)model->config.num_attention_heads; head++)
             attend_head(model, layer, worker, sequence, row, num_rows, head, worker->context + done * model->hidden_words);
         done += num_rows;

@@ -82,8 +82,8 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
         const bb_rows rows = {.words = worker->bits[s], .stride = words, .num_rows = count};
         linear_bits(kernels, linears[s], rows, worker, outputs[s] + first * words, words);
     }
-    const size_t rank = (size_t)model->config.residual_rank, num_estimates = 4 * rank + 1;
-    for (size_t row = 0; rank && row < count; row++)
+    const size_t num_estimates = 4 * model->num_factors + model->num_estimator_sets;
+    for (size_t row = 0; layer->estimator_weight && row < count; row++)
         kernels->dot(hidden + row * model->hidden_stride, (size_t)model->config.hidden_size, layer->estimator_weight, model->hidden_stride,
                      layer->estimator_bias, num_estimates, scratch->estimates + (first + row) * num_estimates);
 }

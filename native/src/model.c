@@ -126,20 +126,20 @@ static void fold(builder *b, bb_linear *layer, bb_activation activation, const b
 
 static void estimator(builder *b, bb_layer *layer, const char *prefix) {
     static const char *const names[] = {"query_residual", "key_residual", "query_binary", "key_binary", "value_residual"};
-    const size_t rank = (size_t)b->model->config.residual_rank, width = (size_t)b->model->config.hidden_size;
-    const size_t stride = b->model->hidden_stride;
+    const size_t sets = b->model->num_estimator_sets, num_factors = b->model->num_factors;
+    const size_t width = (size_t)b->model->config.hidden_size, stride = b->model->hidden_stride;
     for (size_t part = 0; part < 5; part++) {
-        const size_t num_rows = part == 4 ? 1 : rank;
+        const size_t num_rows = part == 4 ? sets : num_factors;
         const float *weight = bb_float_tensor(&b->tensors, num_rows * width, BB_ANY_VALUE, "%s.estimator.%s.weight", prefix, names[part]);
         const float *bias = bb_float_tensor(&b->tensors, num_rows, BB_ANY_VALUE, "%s.estimator.%s.bias", prefix, names[part]);
         if (part == 0) { /* only now is the rank known to be that of the file */
-            layer->estimator_weight = allocate(b, (4 * rank + 1) * stride, sizeof(float));
-            layer->estimator_bias = allocate(b, 4 * rank + 1, sizeof(float));
+            layer->estimator_weight = allocate(b, (4 * num_factors + sets) * stride, sizeof(float));
+            layer->estimator_bias = allocate(b, 4 * num_factors + sets, sizeof(float));
         }
         if (b->tensors.failed) return;
-        memcpy(layer->estimator_bias + part * rank, bias, num_rows * sizeof(float));
+        memcpy(layer->estimator_bias + part * num_factors, bias, num_rows * sizeof(float));
         for (size_t row = 0; row < num_rows; row++)
-            memcpy(layer->estimator_weight + (part * rank + row) * stride, weight + row * width, width * sizeof(float));
+            memcpy(layer->estimator_weight + (part * num_factors + row) * stride, weight + row * width, width * sizeof(float));
     }
 }
 
@@ -206,6 +206,8 @@ static int check_config(const bitbert_config *config) {
         {"max_position_embeddings", config->max_position_embeddings, 1, 1 << 20},
         {"type_vocab_size", config->type_vocab_size, 1, 1 << 20},
         {"residual_rank", config->residual_rank, 0, 1 << 12},
+        {"attention", config->attention, BITBERT_SOFTMAX, BITBERT_BI_STRICT},
+        {"residual_estimators", config->residual_estimators, BITBERT_SHARED, BITBERT_PER_HEAD},
         {"hidden_act", config->hidden_act, BITBERT_GELU, BITBERT_RELU},
         {"ffn_input", config->ffn_input, BITBERT_SIGNED, BITBERT_UNSIGNED},
         {"pooler", config->pooler, BITBERT_POOLER_PLAIN, BITBERT_POOLER_RESIDUAL_NORM},
@@ -218,6 +220,8 @@ static int check_config(const bitbert_config *config) {
             return bb_fail("%s is %d, wanted %d to %d", checks[index].name, checks[index].value, checks[index].lowest, checks[index].highest);
     if (config->hidden_size % config->num_attention_heads)
         return bb_fail("hidden_size %d is not a multiple of num_attention_heads %d", config->hidden_size, config->num_attention_heads);
+    if (config->residual_rank && config->attention != BITBERT_SOFTMAX)
+        return bb_fail("residual_rank is %d with Bi-Attention, wanted 0", config->residual_rank);
     if (!(config->layer_norm_eps >= 0 && config->layer_norm_eps < 1))
         return bb_fail("layer_norm_eps is %g, wanted a number in [0, 1)", config->layer_norm_eps);
     return 0;
@@ -244,6 +248,8 @@ bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *ten
     pthread_mutex_init(&model->turn, NULL);
     model->config = *config;
     model->kernels = kernels;
+    model->num_estimator_sets = config->residual_estimators == BITBERT_PER_HEAD ? (size_t)config->num_attention_heads : 1;
+    model->num_factors = model->num_estimator_sets * (size_t)config->residual_rank;
     model->head_size = (size_t)(config->hidden_size / config->num_attention_heads);
     model->hidden_stride = bb_round_up((size_t)config->hidden_size, 64);
     model->hidden_words = bb_row_words((size_t)config->hidden_size);

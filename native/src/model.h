@@ -32,7 +32,7 @@ typedef struct {
     bb_linear query, key, value, attention_output, intermediate, output;
     bb_affine attention_norm, output_norm;
     float query_key_step, probability_step, probability_value_step;
-    float *estimator_weight; /* (4 rank + 1, hidden_stride): q_p, k_p, q_m, k_m of each rank, then r_v; NULL without */
+    float *estimator_weight; /* (4 factors + sets, hidden_stride): q_p, k_p, q_m, k_m, then r_v; NULL without */
     float *estimator_bias;
 } bb_layer;
 
@@ -45,6 +45,8 @@ struct bitbert_model {
     bb_pool *pool;
     bb_scratch *scratch;
     pthread_mutex_t turn;   /* runs take turns: they share the scratch memory */
+    size_t num_estimator_sets; /* 1, or one a head */
+    size_t num_factors;        /* sets times rank */
     size_t head_size, hidden_stride, hidden_words, inner_words;
     const uint32_t *word_bits;
     const float *word_scale, *type_rows, *position_rows;

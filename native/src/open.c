@@ -60,8 +60,8 @@ static int read_config(const bb_json *json, bitbert_config *config) {
     enum { NONE, NSP, CLASSIFICATION, REGRESSION };
     const size_t format = bb_json_find(json, 0, "format"), version = bb_json_find(json, 0, "format_version");
     uint64_t number = 0;
-    if (!format || !bb_json_is(json, format, "bitbert-packed") || !version || !bb_json_unsigned(json, version, &number) || number != 1)
-        return bb_fail("config.json: is not of format bitbert-packed version 1; export the model again or update bitbert");
+    if (!format || !bb_json_is(json, format, "bitbert-packed") || !version || !bb_json_unsigned(json, version, &number) || number != 2)
+        return bb_fail("config.json: is not of format bitbert-packed version 2; export the model again or update bitbert");
     const struct { const char *key; int32_t *value; } sizes[] = {
         {"vocab_size", &config->vocab_size}, {"hidden_size", &config->hidden_size}, {"num_hidden_layers", &config->num_hidden_layers},
         {"num_attention_heads", &config->num_attention_heads}, {"intermediate_size", &config->intermediate_size},
@@ -71,7 +71,9 @@ static int read_config(const bb_json *json, bitbert_config *config) {
     for (size_t index = 0; index < sizeof sizes / sizeof *sizes; index++)
         if (find_size(json, sizes[index].key, sizes[index].value)) return -1;
     int32_t head = NONE;
-    if (find_choice(json, "hidden_act", CHOICES("gelu", "relu"), &config->hidden_act) ||
+    if (find_choice(json, "attention", CHOICES("softmax", "bi", "bi_strict"), &config->attention) ||
+        find_choice(json, "residual_estimators", CHOICES("shared", "per_head"), &config->residual_estimators) ||
+        find_choice(json, "hidden_act", CHOICES("gelu", "relu"), &config->hidden_act) ||
         find_choice(json, "ffn_input", CHOICES("signed", "unsigned"), &config->ffn_input) ||
         find_choice(json, "pooler", CHOICES("plain", "residual_norm"), &config->pooler) ||
         find_choice(json, "weight_scale", CHOICES("tensor", "channel"), &config->channel_scale) ||

@@ -47,7 +47,7 @@ static bool make_worker(const bitbert_model *model, bb_scratch *scratch, bb_work
 }
 
 static bool make(const bitbert_model *model, bb_scratch *scratch) {
-    const size_t rows = scratch->num_rows, groups = scratch->num_groups, rank = (size_t)model->config.residual_rank;
+    const size_t rows = scratch->num_rows, groups = scratch->num_groups, factors = model->num_factors, sets = model->num_estimator_sets;
     const size_t head_words = (model->head_size + 31) / 32 * (size_t)model->config.num_attention_heads;
     scratch->blocks = calloc(SHARED_BLOCKS + WORKER_BLOCKS * scratch->num_workers, sizeof *scratch->blocks);
     if (!scratch->blocks) return false;
@@ -59,8 +59,8 @@ static bool make(const bitbert_model *model, bb_scratch *scratch) {
     scratch->value_bits = allocate(scratch, rows * model->hidden_words, sizeof(uint32_t));
     scratch->key_panels = allocate(scratch, groups * head_words * BB_PANEL, sizeof(uint32_t));
     scratch->value_panels = allocate(scratch, groups * head_words * BB_PANEL, sizeof(uint32_t));
-    scratch->estimates = allocate(scratch, rows * (4 * rank + 1), sizeof(float));
-    scratch->key_estimates = allocate(scratch, (2 * rank + 1) * groups * BB_PANEL, sizeof(float));
+    scratch->estimates = allocate(scratch, rows * (4 * factors + sets), sizeof(float));
+    scratch->key_estimates = allocate(scratch, (2 * factors + sets) * groups * BB_PANEL, sizeof(float));
     scratch->pooler_bits = allocate(scratch, scratch->num_sequences * model->hidden_words, sizeof(uint32_t));
     scratch->pooled = allocate(scratch, scratch->num_sequences * model->hidden_stride, sizeof(float));
     scratch->workers = allocate(scratch, scratch->num_workers, sizeof(bb_worker));

@@ -39,8 +39,8 @@ struct bb_scratch {
     uint32_t *query_bits, *key_bits, *value_bits; /* (rows, hidden_words) */
     uint32_t *key_panels;     /* of a sequence: (heads, groups, words of a head, 32) */
     uint32_t *value_panels;   /* of a sequence: (heads, words of a head, groups, 32) */
-    float *estimates;         /* (rows, 4 rank + 1) */
-    float *key_estimates;     /* (2 rank + 1, 32 * groups): k_p, k_m, r_v with the keys side by side */
+    float *estimates;         /* (rows, 4 factors + sets) */
+    float *key_estimates;     /* (2 factors + sets, 32 * groups): k_p, k_m, r_v with the keys side by side */
     uint32_t *pooler_bits;    /* (sequences, hidden_words) */
     float *pooled;            /* (sequences, hidden_stride) */
     bb_worker *workers;

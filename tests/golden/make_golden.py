@@ -14,9 +14,9 @@ from bitbert.tokenizer import load_tokenizer
 from tests.conftest import write_tiny_tokenizer
 
 GOLDEN = Path(__file__).parent
-PACKED = GOLDEN / "packed-v1"
+PACKED = GOLDEN / "packed-v2"
 TEXTS = ("The old river crosses a quiet village.", "the doctor reads", "A queen keeps the bright harbor.")
-CARD = "# Golden packed checkpoint, version 1\n\nNumbers from a generator; it has learnt nothing.\n"
+CARD = "# Golden packed checkpoint, version 2\n\nNumbers from a generator; it has learnt nothing.\n"
 
 
 def golden_model(tokenizer_folder: Path) -> PackedModel:
@@ -33,7 +33,9 @@ def golden_model(tokenizer_folder: Path) -> PackedModel:
         layer_norm_eps=1e-12,
         method="bipft-b",
         weight_scale="tensor",
+        attention="softmax",
         residual_rank=1,
+        residual_estimators="shared",
         hidden_act="gelu",
         ffn_input="signed",
         pooler="residual_norm",
@@ -68,7 +70,7 @@ def main() -> None:
         {"text": text, "logits": prediction.logits}
         for text, prediction in zip(TEXTS, Runtime.load(PACKED).classify(TEXTS), strict=True)
     ]
-    (GOLDEN / "packed-v1-answers.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
+    (GOLDEN / "packed-v2-answers.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

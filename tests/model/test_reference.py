@@ -99,5 +99,5 @@ def test_missing_unknown_and_misshaped_tensors_are_refused(
         from_reference(parameters | {"bert.extra": torch.zeros(1)}, "bipft", config)
     with pytest.raises(UserError, match="has shape"):
         from_reference(parameters | {"bert.pooler.dense.bias": torch.zeros(3)}, "bipft", config)
-    with pytest.raises(UserError, match="wanted 'bipft'"):
+    with pytest.raises(UserError, match="wanted 'bipft', 'bit' or 'bibert'"):
         from_reference(parameters, "no-such-method", config)

@@ -51,8 +51,8 @@ def test_the_whole_file_opens_however_its_header_is_padded() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "is not of format bitbert-packed version 1"),
-        ({"format": "other"}, "is not of format bitbert-packed version 1"),
+        ({"format_version": 1}, "is not of format bitbert-packed version 2"),
+        ({"format": "other"}, "is not of format bitbert-packed version 2"),
         ({"hidden_size": "48"}, "hidden_size is missing or is not a whole number"),
         ({"hidden_size": 2**31}, "hidden_size is missing or is not a whole number"),
         ({"hidden_size": -1}, "hidden_size is missing or is not a whole number"),

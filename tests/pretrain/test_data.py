@@ -17,7 +17,7 @@ def maker(tiny_shards: Path) -> BatchMaker:
 
 def rows_of(maker: BatchMaker, step: int, world_size: int, micro: int) -> list[list[int]]:
     per_rank = [
-        maker.step_batches(step, global_batch_size=16, micro_batch_size=micro, rank=rank, world_size=world_size)
+        maker.step_batches(step * 16, global_batch_size=16, micro_batch_size=micro, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     texts = [

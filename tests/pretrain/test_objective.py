@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitbert.errors import UserError
-from bitbert.pretrain.config import LossSection
+from bitbert.pretrain.config import RELATIONS, LossSection
 from bitbert.pretrain.data import Batch
 from bitbert.pretrain.objective import (
     TERMS,
@@ -17,7 +17,6 @@ from bitbert.pretrain.objective import (
     soft_cross_entropy,
     weighted_sum,
 )
-from bitbert.pretrain.schedule import linear_schedule
 from bitbert.pretrain.teacher import TeacherOutput, load_teacher
 from bitbert.tokenizer import load_tokenizer
 from tests.conftest import MINILM
@@ -52,7 +51,7 @@ def example(rows: int = 4) -> tuple[SimpleNamespace, TeacherOutput, Batch]:
 def test_terms_equal_their_formulas() -> None:
     student, teacher, batch = example()
     terms = pretraining_terms(student, teacher, batch, GlobalCounts(4, batch.num_tokens, 4), LOSS)
-    assert set(terms) == set(TERMS)
+    assert {*terms, *(f"{kind}_relation" for kind in RELATIONS)} == set(TERMS)
     functional = torch.nn.functional
     text = batch.attention_mask.bool()
     expected = {
@@ -96,15 +95,6 @@ def test_padding_does_not_count() -> None:
 def test_soft_cross_entropy_is_least_at_the_target() -> None:
     target = torch.randn(3, 5)
     assert soft_cross_entropy(target, target) < soft_cross_entropy(target + torch.randn(3, 5), target)
-
-
-@pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (99, 1 / 90)])
-def test_learning_rate_is_its_closed_form(step: int, rate: float) -> None:
-    assert linear_schedule(step, peak=1.0, warmup_steps=10, total_steps=100) == pytest.approx(rate)
-
-
-def test_no_warm_up() -> None:
-    assert linear_schedule(0, peak=1.0, warmup_steps=0, total_steps=4) == 1.0
 
 
 def test_teacher_is_frozen_in_eval_mode_with_the_heads_the_loss_needs(tiny_teacher: Path, tiny_tokenizer) -> None:
