@@ -29,7 +29,7 @@ wrong() { # on stderr, with the exit code of a user's mistake
   exit 2
 }
 
-dry_run='' data_prep='' pretrain='' finetune='' model=''
+dry_run='' built='' data_prep='' pretrain='' finetune='' model=''
 tasks=cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte seeds=0,1,2
 
 take_config() {
@@ -47,7 +47,7 @@ while [ $# -gt 0 ]; do
       case $1 in
         --tasks) tasks=$2 ;;
         --seeds) seeds=$2 ;;
-        --glue-dir) export GLUE_DIR=$2 ;;
+        --glue-dir) GLUE_DIR=$2 ;;
         --model) model=$2 ;;
       esac
       shift
@@ -74,6 +74,7 @@ command -v sbatch >/dev/null || wrong "no sbatch here; run this on a login node 
 if [ -n "$data_prep" ]; then
   python -m bitbert.data_prep build "$data_prep" --dry-run
   shards=$(key_of output bitbert.data_prep build "$data_prep")
+  if shards_built "$data_prep"; then built=1; fi
 fi
 if [ -n "$pretrain" ]; then
   ranks=$((PRETRAIN_NODES * PRETRAIN_RANKS_PER_NODE))
@@ -102,7 +103,7 @@ fi
 
 each_stage() {
   if [ -n "$data_prep" ]; then
-    if shards_built "$data_prep"; then
+    if [ -n "$built" ]; then
       [ "$1" != submit ] || echo "data_prep: $shards is built"
     else
       "$1" data_prep "$DATA_PREP_TASKS" "$data_prep"
@@ -118,7 +119,7 @@ each_stage() {
     "$1" export 0 "$run" "$model"
   fi
   if [ -n "$finetune" ]; then
-    local arguments=("$model" "$(dirname "$model")/finetune" "$tasks" "$seeds" "$finetune")
+    local arguments=("$model" "$(dirname "$model")/finetune" "$GLUE_DIR" "$tasks" "$seeds" "$finetune")
     "$1" finetune $((${#task_list[@]} * ${#seed_list[@]})) "${arguments[@]}"
     "$1" finetune_collect 0 "${arguments[@]}"
   fi

@@ -105,7 +105,7 @@ class SlurmCluster:
             self.start_controller()
             for node in self.nodes:
                 self.start_node(node)
-            wait_until(lambda: set(self.node_states().values()) == {"idle"}, 30, self._describe)
+            wait_until(lambda: set(self.node_states().values()) == {"idle"}, 60, self._describe)
         except BaseException:
             self.close()
             raise
@@ -123,7 +123,7 @@ class SlurmCluster:
             ["nsenter", f"--net=/run/netns/{self._namespace(_CONTROLLER)}", *map(str, command)],
             capture_output=True,
             text=True,
-            timeout=options.pop("timeout", 120),
+            timeout=options.pop("timeout", 300),
             check=False,
             env=environment,
             **options,
@@ -137,7 +137,7 @@ class SlurmCluster:
         result = self.run("scontrol", "-o", "show", "job", job_id, check=False)
         return dict(re.findall(r"(\S+?)=(\S*)", result.stdout.partition("\n")[0]))
 
-    def wait_for_state(self, job_id: str, *states: str, timeout_s: float = 90) -> dict[str, str]:
+    def wait_for_state(self, job_id: str, *states: str, timeout_s: float = 300) -> dict[str, str]:
         def reached() -> dict[str, str] | None:
             found = self.job(job_id)
             return found if found.get("JobState") in states else None

@@ -132,10 +132,10 @@ class PretrainJob:
 
         lines = f"\nstep {step}/{PRETRAIN['steps']}  loss"
         before = self.rank_log(0).count(lines)
-        pids = wait_until(started, 120, lambda: f"{NUM_NODES} ranks\n{self.log}")
+        pids = wait_until(started, 300, lambda: f"{NUM_NODES} ranks\n{self.log}")
         wait_until(
             lambda: self.rank_log(0).count(lines) > before,
-            120,
+            300,
             lambda: f"step {step}\n{self.log}\n{self.rank_log(0)}",
             every_s=0.01,
         )
@@ -147,7 +147,7 @@ class PretrainJob:
             for pid in self.ranks(node):
                 os.kill(pid, signal.SIGCONT)
 
-    def wait_until_log_says(self, text: str, timeout_s: float = 90) -> None:
+    def wait_until_log_says(self, text: str, timeout_s: float = 300) -> None:
         wait_until(lambda: text in self.log, timeout_s, lambda: f"the log says {text!r}\n{self.log}")
 
     def wait_for_end(self) -> str:
@@ -186,5 +186,5 @@ def pipeline(site: Site) -> dict[str, str]:
     result = site.pipeline("--tasks", "sst2", "--seeds", "0,1", "data.yaml", "pretrain.yaml", "finetune.yaml")
     assert result.returncode == 0, result.stdout + result.stderr
     jobs = dict(re.findall(r"^(\w+): job (\d+)", result.stdout, re.MULTILINE))
-    site.cluster.wait_for_state(jobs["report"], "COMPLETED", "FAILED", timeout_s=300)
+    site.cluster.wait_for_state(jobs["report"], "COMPLETED", "FAILED", timeout_s=600)
     return jobs
