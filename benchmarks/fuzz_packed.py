@@ -23,7 +23,7 @@ from bitbert.runtime import Runtime
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NATIVE = REPOSITORY / "native"
-SEED_FOLDER = REPOSITORY / "tests" / "golden" / "packed-v1"
+SEED_FOLDER = REPOSITORY / "tests" / "golden" / "packed-v2"
 FLAGS = ["-std=c11", "-g", "-O1", "-ffp-contract=off", "-Wno-psabi", "-pthread"]
 
 

@@ -28,6 +28,11 @@ class Shape:
     type_vocab_size: int = 2
 
 
+def shape_of(config: Any) -> Shape:
+    """The shape of a model config with HF's field names."""
+    return Shape(**{name: getattr(config, name) for name in vars(Shape())})
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number with the convention behind it."""
@@ -57,13 +62,14 @@ def size_full_precision(shape: Shape) -> Figure:
     return Figure(4 * sum(count_parameters(shape).values()) / MIB, "MiB", "float32 encoder and pooler, no task head")
 
 
-def size_bibert_table(shape: Shape) -> Figure:
+def size_bibert_table(shape: Shape, weight_bits: int = 1, embedding_bits: int = 1) -> Figure:
     """13.4 "MB", 31.2x of the BiBERT and BiT tables: the convention that reproduces both figures."""
     count = count_parameters(shape)
-    bits = count["layer_weights"] + count["word_embeddings"]
+    bits = weight_bits * count["layer_weights"] + embedding_bits * count["word_embeddings"]
     floats = count["layer_biases"] + count["layer_norms"] + count["pooler_bias"]
     convention = (
-        "BiBERT's table: 1 bit for layer weights and word table, float32 biases and norms; "
+        f"BiBERT's table: {weight_bits} bit for layer weights, {embedding_bits} for the word table, float32 biases and "
+        "norms; "
         "nothing for pooler weight, position and type tables, scales"
     )
     return Figure((bits / 8 + 4 * floats) / MIB, "MiB", convention)
@@ -80,6 +86,35 @@ def size_bipft_table(shape: Shape) -> Figure:
         "BiPFT's table: 1 bit for all matrices and the word table, float32 for the rest of BERT; "
         "nothing for scales, shifts, steps, estimators",
     )
+
+
+def size_tinybert(shape: Shape, teacher_width: int = 768) -> Figure:
+    """257 and 55.6 "MB" of the 6- and 4-layer rows: TinyBERT's float32 models with their map to the teacher's width."""
+    fit_dense = shape.hidden_size * teacher_width + teacher_width
+    return Figure(
+        4 * (sum(count_parameters(shape).values()) + fit_dense) / MIB,
+        "MiB",
+        f"float32 encoder and pooler, and TinyBERT's fit_dense to {teacher_width} columns",
+    )
+
+
+def size_low_bit(shape: Shape, weight_bits: int, embedding_bits: int) -> Figure:
+    """Layer weights and pooler in ``weight_bits``, the word table in ``embedding_bits``, all else in float32."""
+    count = count_parameters(shape)
+    weights, words = count["layer_weights"] + count["pooler_weight"], count["word_embeddings"]
+    floats = sum(count.values()) - weights - words
+    return Figure(
+        (weights * weight_bits / 8 + words * embedding_bits / 8 + 4 * floats) / MIB,
+        "MiB",
+        f"{weight_bits}-bit matrices, {embedding_bits}-bit word table, float32 for the rest of BERT",
+    )
+
+
+def size_binarybert(shape: Shape) -> Figure:
+    """16.5 "MB" of BinaryBERT: decimal megabytes, layer weights and the two word tables of the split, in 1 bit."""
+    count = count_parameters(shape)
+    bits = count["layer_weights"] + 2 * count["word_embeddings"]
+    return Figure(bits / 8 / 10**6, "MB", "1 bit for layer weights and for both word tables; nothing else; decimal")
 
 
 def size_deployable(config: PackedConfig) -> Figure:
@@ -123,23 +158,36 @@ def operations_binary(shape: Shape, num_tokens: int) -> Figure:
     return Figure(full.value / 64, "G", "matrix products of 1 x 1 bit at 1/64 (BinaryBERT's convention)")
 
 
+def operations_low_bit(shape: Shape, num_tokens: int, weight_bits: int, activation_bits: int) -> Figure:
+    """Operations with w-bit weights and a-bit activations, in BinaryBERT's convention.
+
+    A product of an m-bit and an n-bit number costs m n / 64 of a float's: w a / 64 in linear layers, a a / 64 between
+    queries, keys, probabilities and values.
+    """
+    macs = multiply_accumulates(shape, num_tokens)
+    linear = (macs["layer_weights"] + macs["pooler"]) * weight_bits * activation_bits
+    total = 2 * (linear + macs["attention"] * activation_bits**2) / 64
+    return Figure(total / GIGA, "G", f"matrix products of {weight_bits} x {activation_bits} bit at w a / 64")
+
+
 def operations_binary_with_elementwise(shape: Shape, num_tokens: int, *, norm_cost: int = 5) -> Figure:
     """0.376 G (``norm_cost`` 1) to 0.386 G (5) for BERT-base at 128 tokens; the tables print 0.4."""
+    binary, elementwise = operations_binary(shape, num_tokens), operations_elementwise(shape, num_tokens, norm_cost)
+    return Figure(binary.value + elementwise.value, "G", f"{binary.convention}, plus {elementwise.convention}")
+
+
+def operations_elementwise(shape: Shape, num_tokens: int, norm_cost: int = 5) -> Figure:
+    """Float work beside the matrix products: biases, residual connections, norms, activations, softmax."""
     hidden, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     scores = layers * shape.num_attention_heads * num_tokens**2
-    elementwise = (
+    operations = (
         layers * num_tokens * (5 * hidden + inner)  # biases
         + layers * num_tokens * 2 * hidden  # residual connections
         + (1 + 2 * layers) * num_tokens * hidden * norm_cost  # norms
         + layers * num_tokens * inner  # activation
         + 3 * scores  # scale, mask, softmax
     )
-    binary = operations_binary(shape, num_tokens)
-    return Figure(
-        binary.value + elementwise / GIGA,
-        "G",
-        f"{binary.convention}, plus 1 operation an element of float work ({norm_cost} a norm's element)",
-    )
+    return Figure(operations / GIGA, "G", f"1 operation an element of float work ({norm_cost} a norm's element)")
 
 
 def packed_config(shape: Shape, method_fields: Mapping[str, Any], *, method: str) -> PackedConfig:

@@ -11,6 +11,12 @@ from typing import Any
 
 from bitbert.errors import UserError
 
+_MIB = 2**20
+
+
+class NoSpaceError(UserError):
+    """The disk is too full for what is about to be written; nothing was."""
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of the file's bytes."""
@@ -27,9 +33,31 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, so that they are still there after a power cut."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_path(folder.parent)
+
+
+def require_free_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Refuse to begin a write that the disk cannot hold.
+
+    Raises:
+        NoSpaceError: ``folder``'s file system has fewer than ``num_bytes`` free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise NoSpaceError(
+            f"{what} needs {num_bytes / _MIB:,.1f} MiB, the disk of {str(folder)!r} has {free / _MIB:,.1f} MiB free; "
+            "free some space"
+        )
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then flush it and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         write(temporary)
@@ -55,14 +83,15 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder; when the block ends well it becomes ``path`` in one rename.
 
     A block that raises leaves nothing behind. ``replace`` allows ``path`` to exist already: the old folder is
-    moved aside, the new one renamed into place, and only then is the old one deleted.
+    moved aside, the new one renamed into place, and only then is the old one deleted. A kill between the two renames
+    leaves the old one under its other name: :func:`finish_publishing` puts it back.
 
     Raises:
         UserError: ``path`` exists and ``replace`` is false.
     """
     if path.exists() and not replace:
         raise UserError(f"output {str(path)!r} already exists; choose another path or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -81,6 +110,32 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def finish_publishing(parent: Path, pattern: str) -> list[str]:
+    """Clear away what a kill during :func:`publish_folder` left of folders ``pattern``; returns a line for each.
+
+    A folder that was moved aside and not yet replaced goes back to its place. No other process may be publishing.
+    """
+    found = []
+    for leftover in sorted(parent.glob(f".{pattern}.*-*")) if parent.is_dir() else []:
+        name, _, kind = leftover.name.removeprefix(".").rpartition(".")
+        if kind.startswith("old-") and not (parent / name).exists():
+            os.replace(leftover, parent / name)
+            fsync_path(parent)
+            found.append(f"put {name} back, whose replacement was not finished")
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+            found.append(f"removed unfinished {leftover.name}")
+    return found
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder that is in use until it is gone: renamed first, so that a kill leaves no half of it in place."""
+    doomed = path.with_name(f".{path.name}.gone-{os.getpid()}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_json(path: Path, what: str) -> Any:

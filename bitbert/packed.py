@@ -2,10 +2,14 @@
 
 A checkpoint is a folder: ``config.json``, ``model.safetensors``, the tokenizer's file, ``README.md`` (model card)
 and ``SHA256SUMS``. Binary matrices hold one bit a weight: bit 1 = negative, little-endian bits in a byte, each row
-padded with zero bits to a multiple of 64. Everything else is float32 under the name it has in the torch model.
+padded with zero bits to a multiple of 64. Everything else is float32. Tensors have the names they have in the torch
+model, but the file holds those of all layers as one: ``bitbert.layers.N.KIND`` lies at index N of
+``bitbert.layers.KIND``. With a name for each, the names would take as much room as all scales.
 """
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,6 +30,8 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
+_LAYERS = "bitbert.layers."
+_LAYER_NAME = re.compile(r"bitbert\.layers\.(?P<index>\d+)\.(?P<kind>.+)")
 _TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _CHOICES = {
     "weight_scale": ("tensor", "channel"),
@@ -184,11 +190,7 @@ def save_packed(folder: Path, model: PackedModel, card: str, *, replace: bool = 
         text = json.dumps(asdict(model.config), indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         # "pt" is the marker that transformers asks of a safetensors file.
-        save_file(
-            {name: np.ascontiguousarray(tensor) for name, tensor in model.tensors.items()},
-            temporary / WEIGHTS_FILE,
-            {"format": "pt"},
-        )
+        save_file(stack_layers(model.tensors), temporary / WEIGHTS_FILE, {"format": "pt"})
         model.tokenizer.save(temporary)
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         sums = [f"{sha256_file(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
@@ -216,9 +218,39 @@ def load_packed(path: str | Path) -> PackedModel:
             f"tokenizer in {str(folder)!r} has fingerprint {tokenizer.fingerprint[:12]}, the model was trained with "
             f"{str(config.tokenizer.get('fingerprint'))[:12]}; restore the checkpoint's own tokenizer"
         )
-    tensors = _map_tensors(folder / WEIGHTS_FILE)
+    tensors = _unstack_layers(_map_tensors(folder / WEIGHTS_FILE), config, str(folder / WEIGHTS_FILE))
     _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
     return PackedModel(config, tensors, tokenizer)
+
+
+def stack_layers(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors as the file holds them: ``bitbert.layers.KIND`` (layers, ...) for each ``bitbert.layers.N.KIND``."""
+    stored, kinds = {}, defaultdict[str, dict[int, np.ndarray]](dict)
+    for name, tensor in tensors.items():
+        if match := _LAYER_NAME.fullmatch(name):
+            kinds[match["kind"]][int(match["index"])] = tensor
+        else:
+            stored[name] = np.ascontiguousarray(tensor)
+    for kind, layers in kinds.items():
+        stored[_LAYERS + kind] = np.stack([layers[index] for index in sorted(layers)])
+    return stored
+
+
+def _unstack_layers(stored: Mapping[str, np.ndarray], config: PackedConfig, origin: str) -> dict[str, np.ndarray]:
+    """The tensors by their names in the model; those of layers are views."""
+    tensors = {}
+    for name, tensor in stored.items():
+        if not name.startswith(_LAYERS):
+            tensors[name] = tensor
+            continue
+        if tensor.shape[:1] != (config.num_hidden_layers,):
+            raise UserError(
+                f"{origin}: {name} has shape {tensor.shape}, wanted {config.num_hidden_layers} layers first; "
+                "the file does not fit its config"
+            )
+        for index in range(config.num_hidden_layers):
+            tensors[f"{_LAYERS}{index}.{name.removeprefix(_LAYERS)}"] = tensor[index]
+    return tensors
 
 
 def _map_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ embedding table of another.
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,21 @@ class Tokenizer(ABC):
 
         Too long a pair is cut token by token from the end of the longer part, as in BERT.
         """
-        a, *rest = self.encode_batch([first] if second is None else [first, second])
-        b = rest[0] if rest else []
-        room = max_length - (2 if second is None else 3)
-        while len(a) + len(b) > room:
-            (a if len(a) >= len(b) else b).pop()
-        return join_segments(a, None if second is None else b, self.cls_id, self.sep_id)
+        return next(self.encode_pairs([first], None if second is None else [second], max_length))
+
+    def encode_pairs(
+        self, firsts: list[str], seconds: list[str] | None, max_length: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """:meth:`encode_pair` of many texts, or of many pairs, tokenized together."""
+        room = max_length - (2 if seconds is None else 3)
+        if seconds is None:
+            for a in self.encode_batch(firsts):
+                yield join_segments(a[:room], None, self.cls_id, self.sep_id)
+            return
+        for a, b in zip(self.encode_batch(firsts), self.encode_batch(seconds), strict=True):
+            while len(a) + len(b) > room:
+                (a if len(a) >= len(b) else b).pop()
+            yield join_segments(a, b, self.cls_id, self.sep_id)
 
     def _find_special_tokens(self, origin: str) -> None:
         missing = [token for token in SPECIAL_TOKENS if self.token_to_id(token) is None]

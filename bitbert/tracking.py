@@ -1,23 +1,28 @@
 """Metrics of a run: ``metrics.jsonl`` always, MLflow on rank 0 when configured; nothing here stops training.
 
-metrics.jsonl is the record. MLflow is a mirror: an exception of its client is reported once and the mirror is
-switched off, because a dead tracking server must not cost a training step.
+metrics.jsonl is the record and MLflow a mirror of it, fed by a thread (bitbert/mlflow_mirror.py): a dead or slow server
+costs no training step, and ``bitbert-pretrain sync`` fills in what it missed.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from bitbert.distributed import log
 from bitbert.errors import UserError
+from bitbert.files import read_json, write_json_atomically, write_text_atomically
+from bitbert.mlflow_mirror import MlflowMirror, MlflowRun, Record
 
-RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+METRICS_FILE, STATUS_FILE = "metrics.jsonl", "status.json"
 
 
 class Tracker:
     """Append metrics to ``folder/metrics.jsonl`` and mirror them to MLflow; on other ranks than 0, do nothing.
+
+    ``folder/status.json`` says RUNNING until :meth:`close` says how it ended; a run killed at once stays RUNNING.
 
     Args:
         mlflow_uri: tracking URI (``sqlite:///mlflow.db``, ``https://...``), or None for no MLflow.
@@ -38,74 +43,54 @@ class Tracker:
         parameters: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
     ) -> None:
-        self._path = folder / "metrics.jsonl" if enabled else None
-        self._client: Any = None
-        self._run_id = ""
+        self._folder, self._enabled = folder, enabled
+        self._mirror: MlflowMirror | None = None
         if not enabled:
             return
         check_mlflow_uri(mlflow_uri)
         folder.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
-            self._drop_after(resume_step)
+            self.rewind(resume_step)
+        self._write_status("RUNNING")
         if mlflow_uri:
-            self._mirror(lambda: self._start_mlflow(folder, mlflow_uri, experiment, run_name, dict(parameters or {})))
+            uri, fixed = mlflow_uri, dict(parameters or {})
+            self._mirror = MlflowMirror(
+                lambda: MlflowRun(folder, uri, experiment=experiment, name=run_name or folder.name, parameters=fixed)
+            )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record ``values`` at ``step`` (one optimizer step = one step)."""
-        if self._path is None:
+        """Record ``values`` at ``step`` (one optimizer step = one step). NaN and infinity are recorded as null."""
+        if not self._enabled:
             return
-        line = json.dumps({"step": step, "time_s": round(time.time(), 3), **values})
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        if self._client is not None:
-            self._mirror(lambda: self._log_mlflow(step, values))
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        time_s = round(time.time(), 3)
+        with open(self._folder / METRICS_FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time_s": time_s, **finite}) + "\n")
+        if self._mirror is not None:
+            self._mirror.log((step, time_s, dict(values)))
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded above ``step``: the run goes on from there and will write it again."""
+        path = self._folder / METRICS_FILE
+        if self._enabled and path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, *paths: Path) -> None:
+        """Mirror files and folders of the run folder as artifacts; those that are not there are left out."""
+        for path in paths:
+            if self._mirror is not None and path.exists():
+                self._mirror.add(path)
 
     def close(self, status: RunStatus = "FINISHED") -> None:
-        """End the MLflow run with ``status``."""
-        if self._client is not None:
-            self._mirror(lambda: self._client.set_terminated(self._run_id, status=status))
+        """End the run with ``status``."""
+        if self._enabled:
+            self._write_status(status)
+        if self._mirror is not None:
+            self._mirror.close(status, self._folder)
 
-    def _drop_after(self, step: int) -> None:
-        if self._path is None or not self._path.exists():
-            return
-        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-    def _start_mlflow(
-        self, folder: Path, uri: str, experiment: str, run_name: str | None, parameters: dict[str, Any]
-    ) -> None:
-        from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri)
-        id_file = folder / "mlflow_run_id"
-        if id_file.exists():  # a resumed run goes on in the same MLflow run
-            self._run_id = id_file.read_text(encoding="utf-8").strip()
-            client.update_run(self._run_id, status="RUNNING")
-        else:
-            found = client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-            self._run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
-            client.log_batch(self._run_id, params=[Param(key, str(value)[:5000]) for key, value in parameters.items()])
-            id_file.write_text(self._run_id, encoding="utf-8")
-        self._client = client
-
-    def _log_mlflow(self, step: int, values: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        self._client.log_batch(
-            self._run_id, metrics=[Metric(key, float(value), now_ms, step) for key, value in values.items()]
-        )
-
-    def _mirror(self, act: Any) -> None:
-        try:
-            act()
-        except Exception as error:  # whatever the client raises, training goes on
-            log(
-                f"tracking: MLflow failed ({type(error).__name__}: {error}); the run goes on, metrics.jsonl is complete"
-            )
-            self._client = None
+    def _write_status(self, status: RunStatus) -> None:
+        write_json_atomically(self._folder / STATUS_FILE, {"status": status, "time_s": round(time.time(), 3)})
 
 
 def check_mlflow_uri(uri: str | None) -> None:
@@ -126,6 +111,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def read_status(folder: Path) -> RunStatus:
+    """How the run in ``folder`` ended, or RUNNING."""
+    return read_json(folder / STATUS_FILE, "run status")["status"]
+
+
+def as_record(line: Mapping[str, Any]) -> Record:
+    """A line of metrics.jsonl as MLflow takes it; null, which was not finite, becomes NaN."""
+    values = {key: math.nan if value is None else value for key, value in line.items() if key not in ("step", "time_s")}
+    return int(line["step"]), float(line["time_s"]), values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

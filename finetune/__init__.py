@@ -1,4 +1,4 @@
-"""Finetuning: one GLUE task, or one's own CSV, without a teacher; it ends in a packed task model."""
+"""Finetuning: GLUE, or one's own data, without a teacher; it ends in packed task models and a table."""
 
 from bitbert.errors import require_packages
 

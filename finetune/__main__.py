@@ -1,93 +1,119 @@
-"""bitbert-finetune: finetune a binary BERT on a task, without a teacher."""
+"""bitbert-finetune: finetune a binary BERT on tasks, without a teacher."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import UserError, run_door
+from bitbert.tracking import check_mlflow_uri
 
 from .config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from .data import TaskData
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+_MODEL = "Run of bitbert-pretrain, saved model, packed checkpoint, or (with --method) full-precision BERT."
+_OVERRIDES = "Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4 tasks.cola.epochs=50."
+_TASK = "GLUE tasks: all, or some of cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli (mnli answers AX too)."
+_GLUE_DIR = "Folder with the official GLUE files (CoLA/train.tsv, ...); without it they come from the Hugging Face hub."
+_TRAIN = "Your own training file, .csv, .tsv, .jsonl or SQuAD's .json; its columns say what kind of task it is."
+_METHOD = "Preset that binarizes a full-precision MODEL: the task-specific baseline."
+
+
 @app.command()
 def finetune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Run of bitbert-pretrain, saved model, packed checkpoint, or (with --method) full-precision BERT.",
-            metavar="MODEL",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4.", metavar="[KEY=VALUE]..."
-        ),
+    model: Annotated[str, typer.Argument(help=_MODEL, metavar="MODEL")],
+    overrides: Annotated[list[str] | None, typer.Argument(help=_OVERRIDES, metavar="[KEY=VALUE]...")] = None,
+    task: Annotated[str | None, typer.Option(help=_TASK)] = None,
+    glue_dir: Annotated[Path | None, typer.Option(help=_GLUE_DIR)] = None,
+    train: Annotated[Path | None, typer.Option(help=_TRAIN)] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", help="Your own evaluation file, of the same kind.")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.")
-    ] = None,
-    glue_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the official GLUE files (CoLA/train.tsv, SST-2/train.tsv, ...)."),
-    ] = None,
-    train: Annotated[
-        Path | None, typer.Option(help="Your own training CSV: text,label or text_a,text_b,label.")
-    ] = None,
-    evaluation: Annotated[Path | None, typer.Option("--eval", help="Your own evaluation CSV.")] = None,
-    regression: Annotated[bool, typer.Option("--regression", help="Labels of your CSV are scores.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for results.json and seed-N/packed.")] = Path("runs/finetune"),
+    output: Annotated[Path, typer.Option(help="Folder for everything that comes out.")] = Path("runs/finetune"),
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished ones are skipped.")] = "0",
-    method: Annotated[
-        str | None,
-        typer.Option(help="Preset that binarizes a full-precision MODEL: the task-specific baseline."),
-    ] = None,
+    method: Annotated[str | None, typer.Option(help=_METHOD)] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with the recipe; BiPFT's by default.")] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Check recipe, task and data, print the recipe, and stop; MODEL may be missing."),
     ] = False,
 ) -> None:
-    """Finetune a binary BERT on a GLUE task or on your own CSV, without a teacher; ends in a packed task model.
+    """Finetune a binary BERT on GLUE or on your own data, without a teacher; ends in packed task models and a table.
 
-    Examples:
+    All files are read and checked before anything is trained. Started again, the same command goes on with the seeds
+    and tasks that are not done. MODEL may be 1-bit weights alone: a packed checkpoint is finetuned like any other.
 
-      bitbert-finetune runs/pretrain --task sst2 --glue-dir glue --output runs/sst2 --seeds 0,1,2
+    GLUE, three seeds, means and deviations, answers for GLUE's server:
 
-      bitbert-finetune runs/packed --train a.csv --eval b.csv --output runs/mine epochs=3 learning_rate=1e-4
+      bitbert-finetune runs/pretrain --task all --seeds 0,1,2 --glue-dir glue --output runs/glue
+
+    One task, from a packed checkpoint, with another rate:
+
+      bitbert-finetune runs/packed --task sst2 --glue-dir glue --output runs/sst2 learning_rate=1e-4
+
+    Your own data; columns text,label or text_a,text_b,label are classes, score instead of label is regression, and in
+    JSON lines tokens,tags is a class a word and question,context,answers is question answering:
+
+      bitbert-finetune runs/packed --train a.csv --eval b.csv --output runs/mine epochs=3
+
+    Which weights are kept and scored is the recipe's selection: best_epoch (the best on dev, as published, so the score
+    is optimistic), last_epoch, or train_split (the best on rows held out of the training set).
+
+    OUTPUT gets results.json, results.md and results.png; each seed its packed model, result.json and metrics.jsonl.
     """
     if config is not None:
         recipe = load_config(FinetuneConfig, config, overrides)
     else:
         recipe = check_config(FinetuneConfig, parse_overrides(overrides or []), origin="recipe")
-    from .data import read_csv_task, read_glue_task
-    from .tasks import find_task
-
-    if task is not None and train is None and evaluation is None:
-        if glue_dir is None:
-            raise UserError(f"--task {task} needs --glue-dir, the folder with the official GLUE files")
-        data = read_glue_task(find_task(task), glue_dir)
-    elif task is None and train is not None and evaluation is not None:
-        data = read_csv_task(train, evaluation, regression=regression)
-    else:
-        raise UserError("give either --task with --glue-dir, or both --train and --eval")
-    seed_list = _parse_seeds(seeds)
+    check_mlflow_uri(recipe.tracking.mlflow_uri)
+    seed_list = parse_seeds(seeds)
+    tasks = read_tasks(task, glue_dir, train, evaluation)
     if check:
         typer.echo(config_yaml(recipe), nl=False)
         return
+    from .report import scores_text
+    from .run import run_plan
     from .source import open_source
-    from .train import finetune as run_finetuning
 
-    summary = run_finetuning(open_source(model, method), data, recipe, seed_list, output, model_name=model)
-    typer.echo(_table(summary))
-    typer.echo(f"packed task models: {', '.join(str(output / f'seed-{seed}' / 'packed') for seed in seed_list)}")
+    summary = run_plan(open_source(model, method), tasks, recipe, seed_list, output, model_name=model)
+    typer.echo(f"{len(seed_list)} seed(s), selection {recipe.selection}")
+    typer.echo(scores_text(summary))
+    typer.echo(f"everything is in {output}: results.md, results.json, results.png, and a model a seed")
 
 
-def _parse_seeds(text: str) -> list[int]:
+def read_tasks(
+    names: str | None, glue_dir: Path | None, train: Path | None, evaluation: Path | None
+) -> "list[TaskData]":
+    """Every task that the options name, read and checked.
+
+    Raises:
+        UserError: the options contradict one another, or a file is wrong.
+    """
+    from .glue_files import read_glue_tasks
+    from .hub import fetch_glue_tasks
+    from .own_data import read_own_task
+    from .tasks import find_tasks
+
+    if names is not None and train is None and evaluation is None:
+        tasks = find_tasks(names)
+        return fetch_glue_tasks(tasks) if glue_dir is None else read_glue_tasks(tasks, glue_dir)
+    if names is None and glue_dir is None and train is not None and evaluation is not None:
+        return [read_own_task(train, evaluation)]
+    raise UserError("give either --task (with --glue-dir, or from the hub), or both --train and --eval")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``--seeds`` as numbers.
+
+    Raises:
+        UserError: they are not different integers of at least 0.
+    """
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -95,18 +121,6 @@ def _parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"--seeds {text!r}, wanted different integers of at least 0")
     return seeds
-
-
-def _table(summary: dict) -> str:
-    lines = [f"{summary['task']}: {len(summary['seeds'])} seed(s), selection {summary['selection']}"]
-    for name, values in summary["mean"].items():
-        for metric, mean in values.items():
-            deviation = summary["standard_deviation"]
-            spread = f" +- {deviation[name][metric]:.4f}" if deviation else ""
-            lines.append(
-                f"  {name:16} {metric:10} {mean:.4f}{spread}   majority class {summary['majority'][name][metric]:.4f}"
-            )
-    return "\n".join(lines)
 
 
 def main() -> None:

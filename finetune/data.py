@@ -1,182 +1,110 @@
-"""Task files -> examples -> token ids -> padded batches."""
+"""What a finetuning reads, whichever file it came from; and the checks that all files share."""
 
-import csv
-from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bitbert.errors import UserError
-from bitbert.tokenizer import Tokenizer
 
-from .tasks import Task
-
-_TEXT_COLUMNS = (("text_a", "text_b"), ("text",))
-_LABEL_COLUMN = "label"
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A data set in file order: texts, a second text each or None, and labels (class numbers, or scores)."""
-
-    texts: list[str]
-    second_texts: list[str] | None
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.texts)
+from .head import Examples, Head
+from .sequence import TextExamples
+from .tasks import GlueTask, Part
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Everything a finetuning reads: training examples, evaluation sets by name, label names, metrics."""
+    """One task, read and checked.
+
+    Attributes:
+        name: of the task's folder. title: what tables call it.
+        evaluation: labelled sets by name; the first one selects the weights.
+        test: sets without labels, by the name of the file that their answers go to.
+        epochs: where the recipe says nothing.
+        glue: the GLUE task it is, or None for one's own.
+        caveats: why its scores are not GLUE's, a sentence each; empty when they are, and for one's own data.
+        test_caveats: why its answers to test sets are not.
+    """
 
     name: str
+    title: str
+    head: Head[Any]
     train: Examples
-    evaluation: dict[str, Examples]
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
+    evaluation: Mapping[str, Examples]
     epochs: int
+    test: Mapping[str, Examples] = dataclasses.field(default_factory=dict)
+    glue: GlueTask | None = None
+    caveats: tuple[str, ...] = ()
+    test_caveats: tuple[str, ...] = ()
 
     @property
-    def is_regression(self) -> bool:
-        return not self.labels
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what is trained on and scored."""
+        digest = hashlib.sha256()
+        for examples in (self.train, *self.evaluation.values()):
+            for field in dataclasses.fields(examples):  # type: ignore[arg-type]
+                value = getattr(examples, field.name)
+                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        return digest.hexdigest()
 
 
-def read_glue_task(task: Task, glue_folder: Path) -> TaskData:
-    """Read one task from a folder of official GLUE files.
-
-    Raises:
-        UserError: a file is missing or empty, a column is unknown, or a label is wrong.
-    """
-    folder = glue_folder / task.folder
-    if not folder.is_dir():
-        raise UserError(
-            f"GLUE folder {str(glue_folder)!r} has no {task.folder}/; give the folder that holds "
-            f"{task.folder}/train.tsv with --glue-dir"
-        )
-    train = _read_glue_file(task, folder / "train.tsv")
-    evaluation = {name: _read_glue_file(task, folder / file) for name, file in task.dev_files}
-    return TaskData(task.name, train, evaluation, task.labels, task.metrics, task.epochs)
+Row = tuple[str, ...]
+"""The texts of an example and, last, its label as it is written."""
 
 
-def read_csv_task(train: Path, evaluation: Path, *, regression: bool) -> TaskData:
-    """Read one's own task: CSV files with a header, columns ``text`` (or ``text_a``, ``text_b``) and ``label``.
-
-    Labels are strings, numbered in sorted order; numbers with ``regression``.
+def text_examples(rows: Sequence[Row], labels: tuple[str, ...], path: Path | str, *, labelled: bool) -> TextExamples:
+    """Number the labels of rows of one or two texts; without ``labels`` they are scores.
 
     Raises:
-        UserError: a file or column is missing, or evaluation has a label that training lacks.
+        UserError: there are no rows, a text is empty on both sides, or a label is wrong.
     """
-    train_rows, eval_rows = _read_csv(train), _read_csv(evaluation)
-    labels = () if regression else tuple(sorted({label for *_, label in train_rows}))
-    if not regression and len(labels) < 2:
-        raise UserError(
-            f"{str(train)!r} has one label only, {labels[0]!r}; wanted at least two classes, "
-            "or pass --regression for scores"
-        )
-    metrics = ("pearson", "spearman") if regression else ("accuracy",)
-    sets = [_examples(rows, labels, path) for rows, path in ((train_rows, train), (eval_rows, evaluation))]
-    return TaskData(
-        train.stem if train.stem != "train" else train.parent.name,
-        sets[0],
-        {"eval": sets[1]},
-        labels,
-        metrics,
-        epochs=3,
-    )
+    if not rows:
+        raise UserError(f"task file {str(path)!r} holds no examples; check the file")
+    texts = [row[:-1] if labelled else row for row in rows]
+    for number, found in enumerate(texts, start=1):
+        if not any(text.strip() for text in found):
+            raise UserError(f"{str(path)!r}, example {number}: the text is empty; remove the row")
+    array = _numbers([row[-1] for row in rows], labels, path) if labelled else None
+    seconds = [found[1] for found in texts] if len(texts[0]) == 2 else None
+    return TextExamples([found[0] for found in texts], seconds, array)
 
 
-def encode(examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[tuple[list[int], list[int]]]:
-    """(input_ids, token_type_ids) of each example, cut to ``max_length``."""
-    seconds: Sequence[str | None] = examples.second_texts or [None] * len(examples)
-    return [
-        tokenizer.encode_pair(first, second, max_length) for first, second in zip(examples.texts, seconds, strict=True)
-    ]
+def _numbers(found: Sequence[str], labels: tuple[str, ...], path: Path | str) -> np.ndarray:
+    classes = {label: number for number, label in enumerate(labels)}
+    values: list[float] = []
+    for number, label in enumerate(found, start=1):
+        if labels and label not in classes:
+            raise UserError(f"{str(path)!r}, example {number}: label {label!r}, wanted one of {', '.join(labels)}")
+        try:
+            values.append(classes[label] if labels else float(label))
+        except ValueError as error:
+            raise UserError(f"{str(path)!r}, example {number}: score {label!r}, wanted a number") from error
+        if not np.isfinite(values[-1]):
+            raise UserError(f"{str(path)!r}, example {number}: score {label!r}, wanted a finite number")
+    return np.array(values, dtype=np.int64 if labels else np.float32)
 
 
-def batches(
-    encoded: Sequence[tuple[list[int], list[int]]],
-    labels: np.ndarray,
-    order: np.ndarray,
-    batch_size: int,
-    pad_id: int,
-) -> Iterator[dict[str, Tensor]]:
-    """Batches in the given order, each padded to its longest sequence: keyword arguments of the model."""
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        length = max(len(encoded[index][0]) for index in chosen)
-        ids = np.full((len(chosen), length), pad_id, dtype=np.int64)
-        mask, types = np.zeros_like(ids), np.zeros_like(ids)
-        for place, index in enumerate(chosen):
-            input_ids, token_type_ids = encoded[index]
-            ids[place, : len(input_ids)], types[place, : len(input_ids)] = input_ids, token_type_ids
-            mask[place, : len(input_ids)] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": labels[chosen]}
-        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+def size_caveat(task: GlueTask, part: Part, num_rows: int) -> list[str]:
+    """Why a part with this many rows cannot be GLUE's: files cut from others are common, and their scores differ."""
+    low, high = part.rows
+    if low <= num_rows <= high:
+        return []
+    return [f"{task.title} {part.name} has {num_rows:,} rows, the official file has {high:,}"]
 
 
-def _read_glue_file(task: Task, path: Path) -> Examples:
-    """Tab-separated without quoting; a byte-order mark at the start is dropped."""
-    lines = _read_text(path).split("\n")
-    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
-    if task.has_header:
-        header, rows = (rows[0] if rows else []), rows[1:]
-        missing = [name for name in (*task.text_columns, task.label_column) if name not in header]
-        if missing:
-            raise UserError(
-                f"{str(path)!r} has no column {missing[0]!r}; columns: {header}; "
-                f"wanted the official {task.folder} format"
-            )
-        columns = [header.index(str(name)) for name in (*task.text_columns, task.label_column)]
-    else:
-        columns = [int(number) for number in (*task.text_columns, task.label_column)]
-    found = []
-    for number, row in enumerate(rows, start=2 if task.has_header else 1):
-        if len(row) <= max(columns):
-            if task.skip_short_rows:
-                continue
-            raise UserError(
-                f"{str(path)!r}, row {number}: {len(row)} columns, wanted {max(columns) + 1} or more; "
-                "the file is damaged"
-            )
-        found.append(tuple(row[column] for column in columns))
-    return _examples(found, task.labels, path)
+def read_text(path: Path) -> str:
+    """A task file's text, without a byte-order mark.
 
-
-def _read_csv(path: Path) -> list[tuple[str, ...]]:
-    rows = list(csv.DictReader(_read_text(path).splitlines()))
-    columns = list(rows[0]) if rows else []
-    text_columns = next((names for names in _TEXT_COLUMNS if set(names) <= set(columns)), None)
-    if rows and (text_columns is None or _LABEL_COLUMN not in columns):
-        raise UserError(f"{str(path)!r} has columns {columns}, wanted text and label, or text_a, text_b and label")
-    return [tuple(row[name] or "" for name in (*(text_columns or ()), _LABEL_COLUMN)) for row in rows]
-
-
-def _read_text(path: Path) -> str:
+    Raises:
+        UserError: it is not there, or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"task file {str(path)!r} does not exist; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"task file {str(path)!r} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
-
-
-def _examples(rows: Sequence[tuple[str, ...]], labels: tuple[str, ...], path: Path) -> Examples:
-    if not rows:
-        raise UserError(f"task file {str(path)!r} holds no examples; check the file")
-    numbers = {label: number for number, label in enumerate(labels)}
-    values: list[float] = []
-    for number, (*_, label) in enumerate(rows, start=1):
-        if labels and label not in numbers:
-            raise UserError(f"{str(path)!r}, example {number}: label {label!r}, wanted one of {', '.join(labels)}")
-        try:
-            values.append(numbers[label] if labels else float(label))
-        except ValueError as error:
-            raise UserError(f"{str(path)!r}, example {number}: score {label!r}, wanted a number") from error
-    has_pairs = len(rows[0]) == 3
-    array = np.array(values, dtype=np.int64 if labels else np.float32)
-    return Examples([row[0] for row in rows], [row[1] for row in rows] if has_pairs else None, array)

@@ -18,15 +18,17 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews correlation of two binary variables."""
+    """Matthews correlation of two binary variables: Pearson's r of them."""
     return pearson(predictions.astype(float), labels.astype(float))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Pearson's r."""
-    x, y = predictions - predictions.mean(), labels - labels.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm else 0.0
+    x, y = predictions.astype(np.float64), labels.astype(np.float64)
+    if not np.ptp(x) or not np.ptp(y):  # exactly constant: what rounding leaves of x - mean(x) means nothing
+        return 0.0
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y) / float(np.sqrt((x @ x) * (y @ y)))
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:

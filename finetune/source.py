@@ -1,6 +1,8 @@
 """Where a finetuning starts: a pretraining run, a latent model, a packed checkpoint, or a full-precision BERT."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ from torch import Tensor
 
 from bitbert.errors import UserError
 from bitbert.files import read_json
-from bitbert.model import BitBertConfig, BitBertForSequenceClassification, preset_fields
+from bitbert.model import BitBertConfig, BitBertPreTrainedModel, preset_fields
 from bitbert.model.convert import from_full_precision
 from bitbert.model.export import unpack_model
+from bitbert.model.latent import spread_latent_weights
 from bitbert.packed import is_packed, load_packed
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
-from .data import TaskData
+from .head import Head
 
 _FINAL = "final"
+_LATENT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,24 @@ class Source:
     tokenizer: Tokenizer
     calibrated: bool
 
-    def build(self, task: TaskData, seed: int) -> BitBertForSequenceClassification:
-        """A model with this encoder and a fresh classifier drawn from ``seed``."""
-        labels = (
-            {"num_labels": 1}
-            if task.is_regression
-            else {
-                "id2label": dict(enumerate(task.labels)),
-                "label2id": {name: number for number, name in enumerate(task.labels)},
-            }
-        )
-        config = BitBertConfig(**{**self.config.to_diff_dict(), **labels})
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the weights that training starts from."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            digest.update(name.encode())
+            digest.update(self.tensors[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> BitBertPreTrainedModel:
+        """A model with this encoder and a fresh head drawn from ``seed``; ``dropout`` None keeps the config's."""
+        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
+        config = BitBertConfig(**{**self.config.to_diff_dict(), **head.config_fields(), **dropouts})
         torch.manual_seed(seed)
-        model = BitBertForSequenceClassification(config)
+        model = head.model_class(config)
         missing, unexpected = model.load_state_dict(self.tensors, strict=False)
-        if unexpected or set(missing) != {"classifier.weight", "classifier.bias"}:
+        if unexpected or set(missing) != set(head.parameters):
             raise UserError(
                 f"the checkpoint does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}; "
                 "it is damaged, make it again"
@@ -54,12 +61,16 @@ class Source:
         return model
 
 
-def open_source(name: str, method: str | None) -> Source:
+def open_source(name: str, method: str | None, *, spread: bool = True) -> Source:
     """Open what ``name`` points to.
+
+    A packed checkpoint has no latent weights. They are made from its bits (see ``bitbert.model.latent``), always the
+    same ones, so that seeds and runs compare.
 
     Args:
         name: folder of a bitbert-pretrain run, of a saved model or of a packed checkpoint; or a full-precision BERT
             (folder, package://DIST/PATH or Hugging Face id), which ``method`` binarizes without pretraining.
+        spread: latent weights of a packed checkpoint get spread magnitudes; False leaves every one at its scale.
 
     Raises:
         UserError: nothing usable is there, or ``method`` is given or missing where it should not be.
@@ -70,6 +81,8 @@ def open_source(name: str, method: str | None) -> Source:
         _refuse_method(name, method)
         packed = load_packed(path)
         encoder = unpack_model(packed)
+        if spread:
+            spread_latent_weights(encoder, _LATENT_SEED)
         return Source(encoder.config, _encoder_tensors(encoder.state_dict()), packed.tokenizer, calibrated=True)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(

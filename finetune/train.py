@@ -1,254 +1,172 @@
-"""Training and evaluating one seed of one task, and the table over seeds."""
+"""The training loop: one seed of one task."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from bitbert.distributed import log
 from bitbert.errors import UserError
-from bitbert.files import read_json, write_json_atomically
-from bitbert.model import BitBertForSequenceClassification
+from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.calibrate import calibrate_step_sizes
-from bitbert.model.export import pack_model
-from bitbert.model.verify import verify_packed
-from bitbert.packed import save_packed
+from bitbert.tracking import Tracker, flatten
 
 from .config import FinetuneConfig
-from .data import Examples, TaskData, batches, encode
-from .metrics import METRICS
+from .data import TaskData
+from .head import Examples, Feature, batches, run_model
+from .optim import build_optimizer, clip_gradients, rate_factor, set_rate
 from .source import Source
 
 Scores = dict[str, dict[str, float]]
-Encoded = list[tuple[list[int], list[int]]]
+Loss = Callable[[BitBertPreTrainedModel, dict[str, Tensor]], Tensor]
+"""(model, batch with labels) -> the scalar that a training step minimises."""
+
+SELECTION_SET = "selection"
+_LOG_EVERY = 50
+
+
+def task_loss(model: BitBertPreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """The model's own loss: finetuning without a teacher."""
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Examples with their features; ``examples`` is what scores are computed on."""
+
+    examples: Examples
+    features: list[Feature]
 
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A task's token ids: the training set's and each evaluation set's."""
+    """A task's features; the first evaluation set selects the weights."""
 
-    train: Encoded
-    evaluation: dict[str, Encoded]
+    train: LabelledSet
+    evaluation: dict[str, LabelledSet]
 
 
-def finetune(
-    source: Source, task: TaskData, config: FinetuneConfig, seeds: list[int], output: Path, *, model_name: str
-) -> dict[str, Any]:
-    """Finetune every seed, skip those that are done, and write ``output/results.json``.
+@dataclass(frozen=True)
+class Trained:
+    """A finetuned model with the selected weights in place, and how it came to them.
 
-    Each seed leaves ``output/seed-N/packed`` (the packed task model) and ``result.json``.
-
-    Raises:
-        UserError: ``output`` holds results of another finetuning.
+    ``history`` holds every evaluation: step, epoch (a fraction within one), scores by set and metric.
     """
-    if config.max_length > source.config.max_position_embeddings:
-        raise UserError(
-            f"max_length {config.max_length} is above the model's {source.config.max_position_embeddings} positions; "
-            "lower it"
-        )
-    identity = {"task": task.name, "model": model_name, "config": config.model_dump(mode="json")}
-    encoded = EncodedTask(
-        encode(_limit(task.train, config), source.tokenizer, config.max_length),
-        {name: encode(examples, source.tokenizer, config.max_length) for name, examples in task.evaluation.items()},
-    )
-    results = {}
-    for seed in seeds:
-        folder = output / f"seed-{seed}"
-        found = _finished(folder, identity)
-        results[seed] = found or _finetune_seed(source, task, encoded, config, seed, folder, identity)
-        if found:
-            log(f"{task.name} seed {seed}: already done, {_show(found['scores'])}")
-    summary = identity | {
-        "selection": config.selection,
-        "majority": majority_scores(task),
-        **_over_seeds(results),
-    }
-    write_json_atomically(output / "results.json", summary)
-    return summary
+
+    model: BitBertPreTrainedModel
+    step: int
+    epoch: float
+    scores: Scores
+    history: list[dict[str, Any]]
 
 
-def _finetune_seed(
+def encode_task(task: TaskData, source: Source, config: FinetuneConfig) -> EncodedTask:
+    """Features of everything with labels; with ``selection=train_split`` a part of the training rows is held out."""
+    train: Examples = task.train
+    evaluation: dict[str, Examples] = dict(task.evaluation)
+    if config.max_train_rows is not None:
+        train = train.take(np.arange(min(config.max_train_rows, len(train))))
+    if config.selection == "train_split":
+        # One split for all seeds, so that they differ in what finetuning draws and in nothing else.
+        order = np.random.default_rng(0).permutation(len(train))
+        num_held_out = max(round(config.selection_fraction * len(train)), 1)
+        if num_held_out >= len(train):
+            raise UserError(f"{task.title}: {len(train)} training rows are too few to hold some out; use last_epoch")
+        evaluation = {SELECTION_SET: train.take(np.sort(order[:num_held_out])), **evaluation}
+        train = train.take(np.sort(order[num_held_out:]))
+
+    def encode(examples: Examples) -> LabelledSet:
+        return LabelledSet(examples, task.head.encode(examples, source.tokenizer, config.max_length))
+
+    return EncodedTask(encode(train), {name: encode(examples) for name, examples in evaluation.items()})
+
+
+def train_seed(
     source: Source,
     task: TaskData,
     encoded: EncodedTask,
     config: FinetuneConfig,
     seed: int,
-    folder: Path,
-    identity: dict[str, Any],
-) -> dict[str, Any]:
-    model = source.build(task, seed)
-    labels, pad_id = task.train.labels, source.tokenizer.pad_id
+    tracker: Tracker,
+    loss: Loss = task_loss,
+) -> Trained:
+    """Train one seed: it draws the head's first weights, the order of the rows, and dropout.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    model = source.build(task.head, seed, config.dropout)
     random = np.random.default_rng(seed)
+    features, pad_id = encoded.train.features, source.tokenizer.pad_id
     if not source.calibrated:
-        first = next(batches(encoded.train, labels, random.permutation(len(encoded.train)), config.batch_size, pad_id))
-        calibrate_step_sizes(model, {name: tensor for name, tensor in first.items() if name != "labels"})
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    epochs = config.epochs or task.epochs
-    step, steps_per_epoch = 0, -(-len(encoded.train) // config.batch_size)
-    history: list[Scores] = []
-    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+        first = next(batches(features, random.permutation(len(features)), config.batch_size, pad_id, None))
+        calibrate_step_sizes(model, first)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, config)
+    assert config.epochs is not None  # FinetuneConfig.for_task put it in place
+    steps_per_epoch = -(-len(features) // config.batch_size)
+    total = config.epochs * steps_per_epoch
+    history: list[dict[str, Any]] = []
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    step, losses = 0, []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"{task.name} seed {seed}", total=epochs * steps_per_epoch)
-        for epoch in range(epochs):
-            model.train()
-            for batch in batches(
-                encoded.train, labels, random.permutation(len(encoded.train)), config.batch_size, pad_id
-            ):
-                loss = model(**batch).loss
-                if not torch.isfinite(loss):
+        bar = progress.add_task(f"{task.title} seed {seed}", total=total)
+        for _ in range(config.epochs):
+            order = random.permutation(len(features))
+            for batch in batches(features, order, config.batch_size, pad_id, task.head):
+                model.train()
+                value = loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+                losses.append(value.item())
+                if not np.isfinite(losses[-1]):
                     raise UserError(
-                        f"{task.name} seed {seed}, epoch {epoch + 1}: the loss is {loss.item()}; "
+                        f"{task.title} seed {seed}, step {step + 1}: the loss is {losses[-1]}; "
                         f"lower learning_rate={config.learning_rate}"
                     )
                 optimizer.zero_grad()
-                loss.backward()
-                if config.gradient_clipping:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)
-                optimizer.param_groups[0]["lr"] = learning_rate(config, step, epochs * steps_per_epoch)
+                value.backward()
+                clip_gradients(model, config)
+                set_rate(optimizer, rate_factor(config, step, total))
                 optimizer.step()
                 step += 1
                 progress.advance(bar)
-            history.append(
-                {
-                    name: _evaluate(model, task, examples, encoded.evaluation[name], config, pad_id)
-                    for name, examples in task.evaluation.items()
-                }
-            )
-            log(f"{task.name} seed {seed} epoch {epoch + 1}/{epochs}: {_show(history[-1])}")
-            score = next(iter(history[-1].values()))[task.metrics[0]]
-            if best is None or score > best[0] or config.selection == "last_epoch":
-                best = (score, epoch, {name: tensor.clone() for name, tensor in model.state_dict().items()})
-    assert best is not None  # there is at least one epoch
+                if step % _LOG_EVERY == 0:
+                    tracker.log(step, {"loss": float(np.mean(losses[-_LOG_EVERY:]))})
+                if step % (config.eval_every or steps_per_epoch) and step != total:
+                    continue
+                scores = _evaluate(model, task, encoded, config, pad_id)
+                history.append({"step": step, "epoch": step / steps_per_epoch, "scores": scores})
+                tracker.log(step, flatten(scores, "eval."))
+                log(f"{task.title} seed {seed} epoch {step / steps_per_epoch:.3g}/{config.epochs}: {show(scores)}")
+                score = next(iter(scores.values()))[task.head.metrics[0]]
+                if best is None or score > best[0] or config.selection == "last_epoch":
+                    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                    best = (score, len(history) - 1, weights)
+    assert best is not None  # the last step is always evaluated
     model.load_state_dict(best[2])
-    result = {"seed": seed, "epoch": best[1] + 1, "scores": history[best[1]], "history": history, **identity}
-    packed = pack_model(model, source.tokenizer, max_length=config.max_length)
-    result["max_abs_difference"] = verify_packed(packed, model)
-    save_packed(folder / "packed", packed, _card(result), replace=True)
-    write_json_atomically(folder / "result.json", result)
-    return result
+    chosen = history[best[1]]
+    return Trained(model.eval(), chosen["step"], chosen["epoch"], chosen["scores"], history)
 
 
-def learning_rate(config: FinetuneConfig, step: int, total_steps: int) -> float:
-    """Rate of update number ``step`` (0-based) of ``total_steps``, as a closed form."""
-    warmup_steps = round(config.warmup_fraction * total_steps)
-    if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (total_steps - step) / (total_steps - warmup_steps)
-
-
-@torch.no_grad()
-def _evaluate(
-    model: BitBertForSequenceClassification,
-    task: TaskData,
-    examples: Examples,
-    encoded: Encoded,
-    config: FinetuneConfig,
-    pad_id: int,
-) -> dict[str, float]:
-    model.eval()
-    # Neighbours of like length share a batch: less padding, the same predictions.
-    order = np.argsort([len(ids) for ids, _ in encoded], kind="stable")
-    logits = (
-        torch.cat(
-            [
-                model(**batch).logits
-                for batch in batches(encoded, examples.labels, order, config.eval_batch_size, pad_id)
-            ]
-        )
-        .float()
-        .numpy()
-    )
-    outputs = logits[:, 0] if task.is_regression else logits.argmax(axis=-1)
-    labels = examples.labels[order]
-    return {name: METRICS[name](outputs, labels) for name in task.metrics}
-
-
-def majority_scores(task: TaskData) -> Scores:
-    """Scores of always answering the training set's most frequent class, or its mean score."""
-    labels = task.train.labels
-    constant = labels.mean() if task.is_regression else np.bincount(labels).argmax()
-    return {
-        name: {
-            metric: METRICS[metric](np.full_like(examples.labels, constant), examples.labels) for metric in task.metrics
-        }
-        for name, examples in task.evaluation.items()
-    }
-
-
-def _over_seeds(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Scores by seed, and mean and sample standard deviation over seeds (None for one seed)."""
-    scores = {seed: result["scores"] for seed, result in results.items()}
-    first = next(iter(scores.values()))
-
-    def over(aggregate: Any) -> Scores:
-        return {
-            name: {metric: aggregate([score[name][metric] for score in scores.values()]) for metric in values}
-            for name, values in first.items()
-        }
-
-    deviation = over(lambda values: float(np.std(values, ddof=1))) if len(scores) > 1 else None
-    return {
-        "seeds": {str(seed): score for seed, score in scores.items()},
-        "mean": over(lambda values: float(np.mean(values))),
-        "standard_deviation": deviation,
-    }
-
-
-def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not (folder / "result.json").is_file():
-        return None
-    found: dict[str, Any] = read_json(folder / "result.json", "finetuning result")
-    changed = [key for key, value in identity.items() if found.get(key) != value]
-    if changed:
-        raise UserError(
-            f"{str(folder)!r} holds a result with another {changed[0]} ({found.get(changed[0])!r}); "
-            "choose another --output, or remove the folder"
-        )
-    return found
-
-
-def _limit(examples: Examples, config: FinetuneConfig) -> Examples:
-    if config.max_train_rows is None:
-        return examples
-    kept = slice(config.max_train_rows)
-    seconds = None if examples.second_texts is None else examples.second_texts[kept]
-    return Examples(examples.texts[kept], seconds, examples.labels[kept])
-
-
-def _show(scores: Scores) -> str:
+def show(scores: Scores) -> str:
+    """Scores on one line."""
     return "  ".join(
         f"{name} {metric} {value:.4f}" for name, values in scores.items() for metric, value in values.items()
     )
 
 
-def _card(result: dict[str, Any]) -> str:
-    rows = "\n".join(
-        f"| {name} | {metric} | {value:.4f} |"
-        for name, values in result["scores"].items()
-        for metric, value in values.items()
-    )
-    selection = (
-        "the epoch with the best score below, so the score is optimistic"
-        if result["config"]["selection"] == "best_epoch"
-        else "the last epoch"
-    )
-    return f"""# A packed 1-bit task model: {result["task"]}
-
-Made by `bitbert-finetune` from `{result["model"]}`, seed {result["seed"]}, without a teacher.
-Weights of epoch {result["epoch"]}: {selection}.
-
-| evaluation set | metric | score |
-| --- | --- | --- |
-{rows}
-
-Ask it with `bitbert-predict THIS_FOLDER "text" ["second text"]`.
-"""
+def _evaluate(
+    model: BitBertPreTrainedModel, task: TaskData, encoded: EncodedTask, config: FinetuneConfig, pad_id: int
+) -> Scores:
+    scores = {}
+    for name, labelled in encoded.evaluation.items():
+        outputs = run_model(model, task.head, labelled.features, config.eval_batch_size, pad_id)
+        predictions = task.head.predict(labelled.examples, labelled.features, outputs)
+        scores[name] = task.head.score(predictions, labelled.examples)
+    return scores

@@ -1,6 +1,8 @@
-"""bitbert-pretrain: pretrain a binary BERT."""
+"""bitbert-pretrain: pretrain a binary BERT, and look at its runs."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,11 +14,27 @@ from bitbert.errors import run_door
 from .config import PretrainConfig
 from .run_folder import refuse_other_run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="""Pretrain a binary BERT, and look at its runs.
+
+      bitbert-pretrain CONFIG [KEY=VALUE]...               run, or go on with, what CONFIG says
+
+      bitbert-pretrain CONFIG --dry-run                    check, count and stop
+
+      bitbert-pretrain report RUN_DIR                      curves as PNG files and one HTML page
+
+      bitbert-pretrain sync RUN_DIR --mlflow-uri URI       send MLflow what it missed
+
+    A first word that is no command is a config: "run" before it may be left out.""",
+)
 
 
 @app.command()
-def pretrain(
+def run(
     config: Annotated[
         str, typer.Argument(help="YAML file of one run, e.g. configs/pretrain/demo.yaml.", metavar="CONFIG")
     ],
@@ -28,7 +46,7 @@ def pretrain(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check everything, print the resolved config, counts, tokens and memory, and stop.",
+            help="Check everything, print the resolved config, counts, tokens, memory and communication, and stop.",
         ),
     ] = False,
     check: Annotated[
@@ -40,7 +58,7 @@ def pretrain(
     ] = False,
     ranks: Annotated[int, typer.Option(min=1, help="With --check: ranks that the batch must divide over.")] = 1,
 ) -> None:
-    """Pretrain a binary BERT: MLM + NSP, distilled from a full-precision teacher, through DeepSpeed.
+    """Pretrain: MLM + NSP, distilled from a full-precision teacher, through DeepSpeed.
 
     One process by default; several with a launcher:
 
@@ -50,9 +68,9 @@ def pretrain(
 
       srun python -m bitbert.pretrain CONFIG
 
-    A run folder that holds checkpoints is continued from the newest one that verifies. SIGTERM, SIGUSR1
-    or a file STOP in the run folder ends a run within a step with a checkpoint and exit code 75: start it again to go
-    on.
+    A run folder that holds checkpoints is continued from the newest one that verifies. SIGTERM, SIGUSR1 or a file STOP
+    in the run folder ends a run within a step with a checkpoint and exit code 75: start it again to go on. When a rank
+    is lost, the others end within rank_timeout_s with exit code 69.
     """
     resolved = load_config(PretrainConfig, config, overrides)
     if check:
@@ -69,18 +87,65 @@ def pretrain(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from .loop import pretrain as run_pretraining
     from .preempt import EXIT_PREEMPTED, PreemptedError
+    from .watchdog import EXIT_LOST_RANK, LostRankError
 
     try:
         folder = run_pretraining(resolved)
     except PreemptedError as stopped:
         log(str(stopped))
         raise typer.Exit(EXIT_PREEMPTED) from stopped
+    except LostRankError as lost:
+        log(f"error: {lost}")
+        os._exit(EXIT_LOST_RANK)  # an orderly exit would wait for the rank that is gone
     typer.echo(f"run folder: {folder}")
 
 
-def main() -> None:
-    run_door(app)
+_RunFolder = Annotated[Path, typer.Argument(help="The folder of a run's output.", metavar="RUN_DIR")]
 
+
+@app.command()
+def report(
+    run_folder: _RunFolder,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write; default: RUN_DIR/report.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Draw a run's curves as PNG files and put them, with its config and figures, on one self-contained HTML page.
+
+    It reads metrics.jsonl and may be used while the run goes on.
+    """
+    from .report import write_report
+
+    typer.echo(f"report: {write_report(run_folder, output or run_folder / 'report')}")
+
+
+@app.command()
+def sync(
+    run_folder: _RunFolder,
+    mlflow_uri: Annotated[
+        str | None, typer.Option("--mlflow-uri", help="Tracking URI; default: the run's own.", metavar="URI")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="MLflow experiment; default: the run's own.")
+    ] = None,
+) -> None:
+    """Send MLflow what it lacks of a run: parameters, metrics, artifacts and status. Doing it twice sends nothing new.
+
+    For runs whose server was away, or on nodes that reach no server: metrics.jsonl is the record.
+    """
+    from .sync import sync_run
+
+    typer.echo(sync_run(run_folder, mlflow_uri, experiment))
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] not in _COMMANDS:
+        arguments = ["run", *arguments]
+    run_door(lambda: app(args=arguments))
+
+
+_COMMANDS = ("run", "report", "sync", "--help")
 
 if __name__ == "__main__":
     main()

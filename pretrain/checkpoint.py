@@ -1,33 +1,49 @@
 """Contract 2: training checkpoints that are whole, hashed and free of pickle.
 
 A checkpoint is a folder ``checkpoints/step-00000100`` with model.safetensors (latent weights and buffers),
-optimizer.safetensors (AdamW's moments by parameter name), state.json and manifest.json (sha256 of each file). It is
-written under a temporary name, flushed and renamed. Order of data, masks and dropout are functions of the step, so no
-random state is stored, and a checkpoint does not depend on the number of ranks.
+optimizer.safetensors (the optimizer's moments by parameter name), state.json and manifest.json (bytes and sha256 of
+each file). It is written under a temporary name, flushed and renamed; then ``checkpoints/latest`` names it. Order of
+data, masks and dropout are functions of the step, so no random state is stored, and a checkpoint depends neither on the
+number of ranks nor on the ZeRO stage. docs/pretraining_faults.md says what is promised and how it is tested.
 """
 
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
 
 from bitbert.distributed import log
 from bitbert.errors import UserError
-from bitbert.files import publish_folder, read_json, sha256_file, write_json_atomically
+from bitbert.files import (
+    finish_publishing,
+    make_folder,
+    publish_folder,
+    read_json,
+    remove_folder,
+    require_free_space,
+    sha256_file,
+    write_json_atomically,
+    write_text_atomically,
+)
+
+from .tensor_file import DTYPES, TensorSpec, file_bytes, write_tensors
+from .zero import TrainingTensors
 
 FORMAT = "bitbert-training"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+LATEST = "latest"
 _MODEL, _OPTIMIZER, _STATE, _MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
     "state.json",
     "manifest.json",
 )
+_JSON_BYTES = 2**20  # more than state.json and manifest.json will ever take
 
 
 @dataclass(frozen=True)
@@ -42,21 +58,52 @@ class Checkpoint:
         """Updates done: the next one has this number."""
         return int(self.state["step"])
 
+    @property
+    def model_file(self) -> Path:
+        return self.folder / _MODEL
+
 
 def save_checkpoint(
-    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
-) -> Path:
-    """Write ``root/step-N`` (N from ``state["step"]``) and remove all but the newest ``keep`` checkpoints."""
-    folder = root / f"step-{state['step']:08d}"
-    with publish_folder(folder, replace=True) as temporary:
-        save_file(_model_tensors(model), temporary / _MODEL)
-        save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER)
-        write_json_atomically(temporary / _STATE, {"format": FORMAT, "format_version": FORMAT_VERSION, **state})
-        hashes = {name: sha256_file(temporary / name) for name in (_MODEL, _OPTIMIZER, _STATE)}
-        write_json_atomically(temporary / _MANIFEST, hashes)
-    for old in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    root: Path, tensors: TrainingTensors, state: dict[str, Any], *, keep: int, milestone_every: int = 0
+) -> None:
+    """Write ``root/step-N`` (N from ``state["step"]``); collective, rank 0 writes.
+
+    Afterwards there are the newest ``keep`` checkpoints up to N, those whose step is a multiple of ``milestone_every``
+    (0 = none), and none beyond N: those were damaged, or of a course that was rolled back.
+
+    Raises:
+        NoSpaceError: on rank 0; the disk cannot hold the checkpoint, nothing was written.
+        OSError: on rank 0; writing failed. In both cases the older checkpoints are as they were.
+    """
+    files = {_MODEL: _aligned(tensors.model_specs()), _OPTIMIZER: _aligned(tensors.optimizer_specs())}
+    gathered = {name: tensors.gather(specs) for name, specs in files.items()}
+    try:
+        if tensors.topology.is_main:
+            make_folder(root)
+            need = sum(map(file_bytes, files.values())) + _JSON_BYTES
+            require_free_space(root, need, f"the checkpoint of step {state['step']}")
+            folder = root / _folder_name(state["step"])
+            with publish_folder(folder, replace=True) as temporary:
+                hashes = {name: write_tensors(temporary / name, specs, gathered[name]) for name, specs in files.items()}
+                write_json_atomically(temporary / _STATE, {"format": FORMAT, "format_version": FORMAT_VERSION, **state})
+                hashes[_STATE] = sha256_file(temporary / _STATE)
+                manifest = {
+                    name: {"bytes": (temporary / name).stat().st_size, "sha256": digest}
+                    for name, digest in hashes.items()
+                }
+                write_json_atomically(temporary / _MANIFEST, manifest)
+            write_text_atomically(root / LATEST, f"{folder.name}\n")
+            _remove_old(root, state["step"], keep, milestone_every)
+    finally:
+        for rest in gathered.values():  # the other ranks send every tensor, whatever happened to rank 0's disk
+            for _ in rest:
+                pass
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Bytes of one checkpoint of ``model`` with two moments a parameter, to within the JSON files."""
+    weights = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
+    return weights + 2 * sum(each.numel() * each.element_size() for each in model.parameters()) + _JSON_BYTES
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -65,96 +112,131 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Delete what a kill during a save left behind; call it on one rank, before the first save."""
-    for folder in root.glob(".step-*"):
-        log(f"removing unfinished {folder.name}")
-        shutil.rmtree(folder, ignore_errors=True)
+    """Clear away what a kill during a save left behind; call it on one rank, before the first save."""
+    for line in finish_publishing(root, "step-*"):
+        log(f"checkpoints: {line}")
 
 
-def newest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; damaged ones are named in the log and passed over.
+def newest_checkpoint(root: Path, accept: Callable[[dict[str, Any]], bool] = lambda state: True) -> Checkpoint | None:
+    """The newest checkpoint that verifies and whose state ``accept`` takes; what is wrong with others goes to the log.
 
     Raises:
-        UserError: there are checkpoints, and none verifies.
+        UserError: there are or were checkpoints, and none verifies; or one has a format of another version.
     """
     folders = list_checkpoints(root)
+    named = (root / LATEST).read_text(encoding="utf-8").strip() if (root / LATEST).is_file() else None
+    if named is not None and named not in (folder.name for folder in folders):
+        log(f"checkpoint {named}, the latest, is missing; trying the one before")
+    verified = 0
     for folder in reversed(folders):
         problem = _problem(folder)
-        if problem is None:
-            return Checkpoint(folder, read_json(folder / _STATE, "checkpoint state"))
-        log(f"checkpoint {folder.name}: {problem}; trying the one before")
-    if folders:
+        if problem is not None:
+            log(f"checkpoint {folder.name}: {problem}; trying the one before")
+            continue
+        verified += 1
+        state = read_json(folder / _STATE, "checkpoint state")
+        if state.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"checkpoint {folder.name} in {str(root)!r} has format version {state.get('format_version')}, wanted "
+                f"{FORMAT_VERSION}; go on with the version of bitbert that wrote it, or choose another output=..."
+            )
+        if accept(state):
+            return Checkpoint(folder, state)
+    if not verified and (folders or named):
         raise UserError(
-            f"none of the {len(folders)} checkpoints in {str(root)!r} verifies; remove the folder to start anew"
+            f"none of the {len(folders)} checkpoints in {str(root)!r} verifies; copy one back, or remove the folder to "
+            "start anew"
         )
     return None
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Put a verified checkpoint's weights, and its moments, into ``model`` and ``optimizer``.
+def restore_moments(checkpoint: Checkpoint | None, tensors: TrainingTensors) -> None:
+    """Put rank 0's ``checkpoint``'s moments into the optimizer; collective, None on ranks other than 0."""
+    _restore(checkpoint, _OPTIMIZER, tensors)
 
-    Raises:
-        UserError: it belongs to another model.
-    """
-    load_model_weights(checkpoint.folder / _MODEL, model)
-    if optimizer is not None:
-        _load_optimizer(checkpoint, model, optimizer)
+
+def restore_weights(checkpoint: Checkpoint | None, tensors: TrainingTensors) -> None:
+    """Put rank 0's ``checkpoint``'s weights into a model that trains; collective, None on ranks other than 0."""
+    _restore(checkpoint, _MODEL, tensors)
+    tensors.weights_were_set()
 
 
 def load_model_weights(path: Path, model: nn.Module) -> None:
-    """Load latent weights by exact names and shapes; tied copies follow."""
-    tensors = load_file(path)
-    targets = _model_tensors(model, clone=False)
-    if set(tensors) != set(targets) or any(tensors[name].shape != targets[name].shape for name in targets):
+    """Load latent weights by exact names and shapes; tied copies follow.
+
+    Raises:
+        UserError: the file belongs to another model.
+    """
+    loaded = load_file(path)
+    targets = dict(model.named_parameters()) | dict(model.named_buffers())
+    if set(loaded) != set(targets) or any(loaded[name].shape != targets[name].shape for name in targets):
         raise UserError(
             f"{str(path)!r} holds another model than the config asks for; use another output or the config that made it"
         )
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(tensors[name])
+            target.copy_(loaded[name])
+
+
+def _restore(checkpoint: Checkpoint | None, name: str, tensors: TrainingTensors) -> None:
+    """Rank 0 reads one tensor at a time and each rank keeps its part."""
+    file = None if checkpoint is None else _open(checkpoint, name)
+    contents = tensors.from_main(None if file is None else [_entry(file, key) for key in sorted(file.keys())])
+    specs = [TensorSpec(key, DTYPES[dtype], tuple(shape)) for key, dtype, shape in contents]
+    tensors.check(specs, name)
+    tensors.start_moments(specs)
+    for spec in specs:
+        tensors.set(spec, None if file is None else file.get_tensor(spec.name))
+
+
+def _open(checkpoint: Checkpoint, name: str) -> Any:
+    try:
+        return safe_open(checkpoint.folder / name, framework="pt")
+    except SafetensorError as error:  # the hash was right, so this is not damage but another format
+        raise UserError(f"{checkpoint.folder.name}/{name} cannot be read: {error}") from error
+
+
+def _entry(file: Any, key: str) -> tuple[str, str, list[int]]:
+    piece = file.get_slice(key)
+    return key, piece.get_dtype(), piece.get_shape()
+
+
+def _aligned(specs: list[TensorSpec]) -> list[TensorSpec]:
+    """Wide elements first, so that none of them starts off its alignment."""
+    return sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _remove_old(root: Path, step: int, keep: int, milestone_every: int) -> None:
+    folders = list_checkpoints(root)
+    up_to_now = [folder for folder in folders if folder.name <= _folder_name(step)]
+    kept = up_to_now[-keep:]
+    if milestone_every:
+        kept += [folder for folder in up_to_now if int(folder.name.removeprefix("step-")) % milestone_every == 0]
+    for folder in folders:
+        if folder not in kept:
+            remove_folder(folder)
 
 
 def _problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        hashes = read_json(folder / _MANIFEST, "checkpoint manifest")
+        manifest = read_json(folder / _MANIFEST, "checkpoint manifest")
     except UserError as error:
         return str(error)
+    if not isinstance(manifest, dict):
+        return f"{_MANIFEST} is not a mapping"
     for name in (_MODEL, _OPTIMIZER, _STATE):
-        path = folder / name
+        path, entry = folder / name, manifest.get(name)
         if not path.is_file():
             return f"{name} is missing"
-        if sha256_file(path) != hashes.get(name):
+        if not isinstance(entry, dict):
+            return f"{_MANIFEST} does not name {name}"
+        if path.stat().st_size != entry.get("bytes"):
+            return f"{name} has {path.stat().st_size:,} bytes where {_MANIFEST} says {entry.get('bytes')}"
+        if sha256_file(path) != entry.get("sha256"):
             return f"{name} differs from its sha256"
     return None
-
-
-def _model_tensors(model: nn.Module, *, clone: bool = True) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each shared tensor once (``named_parameters`` drops tied copies)."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: tensor.detach().cpu().contiguous() if clone else tensor for name, tensor in tensors.items()}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}|{name}"] = value.detach().cpu().contiguous()
-    return tensors
-
-
-def _load_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    try:
-        tensors = load_file(checkpoint.folder / _OPTIMIZER)
-    except SafetensorError as error:  # the hash was right, so this is not damage but another format
-        raise UserError(f"{checkpoint.folder.name}/{_OPTIMIZER} cannot be read: {error}") from error
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        kind, _, name = key.partition("|")
-        if name not in parameters:
-            raise UserError(
-                f"{checkpoint.folder.name}/{_OPTIMIZER} has moments of {name!r}, which the model lacks; "
-                "use the config that made it"
-            )
-        parameter = parameters[name]
-        optimizer.state[parameter][kind] = value.to(parameter.device)

@@ -108,12 +108,33 @@ class PhaseSection(FrozenConfig):
         return self.learning_rate is not None or self.warmup_steps is not None
 
 
+class CurriculumStage(FrozenConfig):
+    """Activations of more than 1 bit until a step."""
+
+    activation_bits: Literal[2, 4, 8]
+    until: Annotated[int, Field(ge=1, description="updates made when the stage ends")]
+
+
 class TrackingSection(FrozenConfig):
     """metrics.jsonl is always written; MLflow where a URI is given."""
 
     log_every: Positive = 10
     mlflow_uri: Annotated[str | None, Field(description="e.g. sqlite:///runs/mlflow.db")] = None
     experiment: str = "bitbert-pretrain"
+    peak_tflops: Annotated[
+        float | None, Field(gt=0, description="of one device in the precision that trains, e.g. 312 for A100 bf16: MFU")
+    ] = None
+
+
+class NonFiniteSection(FrozenConfig):
+    """An update whose loss or gradient is NaN or infinite on any rank is skipped on all; then what?"""
+
+    patience: Annotated[int, Field(ge=1, description="skipped updates in a row that end the run or roll it back")] = 3
+    action: Annotated[
+        Literal["stop", "rollback"],
+        Field(description="rollback: to the newest checkpoint, and past all batches since then"),
+    ] = "stop"
+    max_rollbacks: Positive = 2
 
 
 class PretrainConfig(FrozenConfig):
@@ -127,6 +148,11 @@ class PretrainConfig(FrozenConfig):
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
     tracking: TrackingSection = TrackingSection()
+    non_finite: NonFiniteSection = NonFiniteSection()
+    curriculum: Annotated[
+        tuple[CurriculumStage, ...],
+        Field(description="gradual binarization: activations of more bits first, then of the method's own number"),
+    ] = ()
     phases: Annotated[
         tuple[PhaseSection, ...], Field(description="one after the other, e.g. rows of 128 and then of 512 tokens")
     ] = ()
@@ -138,8 +164,28 @@ class PretrainConfig(FrozenConfig):
     eval_rows: Positive = 1024
     checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")] = 1000
     keep_checkpoints: Positive = 2
+    milestone_every: Annotated[
+        int, Field(ge=0, description="checkpoints at multiples of it are kept for ever; 0 = none")
+    ] = 0
+    failed_saves: Annotated[
+        int,
+        Field(ge=1, description="checkpoints in a row that cannot be written before the run stops"),
+    ] = 3
+    zero_stage: Annotated[
+        int, Field(ge=0, le=3, description="what DeepSpeed partitions: 1 moments, 2 and gradients, 3 and weights")
+    ] = 0
+    check_replicas_every: Annotated[
+        int, Field(ge=0, description="steps between comparisons of the ranks' parameters; 0 = only before checkpoints")
+    ] = 1000
+    rank_timeout_s: Annotated[
+        float, Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step or save")
+    ] = 600.0
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        Field(description="of matrix products with floats; products of bits are exact integers in both"),
+    ] = "fp32"
 
     @model_validator(mode="before")
     @classmethod
@@ -163,11 +209,26 @@ class PretrainConfig(FrozenConfig):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits_stage(self) -> Self:
+        if self.optimizer.name == "lamb" and self.zero_stage:
+            raise ValueError(
+                f"zero_stage {self.zero_stage} cuts tensors into pieces, whose norms are not those that LAMB needs; "
+                "set zero_stage=0, or optimizer.name=adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _steps_fit(self) -> Self:
         if self.phases and self.steps != sum(phase.steps for phase in self.phases):
             raise ValueError(
                 f"steps {self.steps} is not the sum of the phases' steps, "
                 f"{sum(phase.steps for phase in self.phases)}; leave steps out"
+            )
+        ends = [stage.until for stage in self.curriculum]
+        if ends != sorted(set(ends)) or any(end >= self.steps for end in ends):
+            raise ValueError(
+                f"curriculum stages end at {', '.join(map(str, ends))} of {self.steps} steps; each must end later than "
+                "the one before, and the last before the run does"
             )
         for section in self.rate_sections():
             if section.warmup_steps > section.steps:
@@ -180,6 +241,15 @@ class PretrainConfig(FrozenConfig):
                     f"optimizer.warmup_steps {section.warmup_steps} and decay_steps {decay} are more than steps "
                     f"{section.steps}; lower one"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _lamb_has_whole_tensors(self) -> Self:
+        if self.optimizer.name == "lamb" and self.zero_stage:
+            raise ValueError(
+                f"optimizer.name lamb with zero_stage {self.zero_stage}: LAMB scales an update by the norm of a whole "
+                "tensor, and ZeRO gives the optimizer pieces of them; use zero_stage=0 or optimizer.name=adamw"
+            )
         return self
 
     def resolved_phases(self) -> tuple["ResolvedPhase", ...]:

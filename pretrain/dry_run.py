@@ -1,6 +1,6 @@
 """--dry-run: what a run would do, checked and counted on a login node without starting it."""
 
-from bitbert.accounting import MIB, Shape, format_table, packed_config, table
+from bitbert.accounting import MIB, format_table, packed_config, shape_of, table
 from bitbert.config import config_yaml
 from bitbert.distributed import detect_topology
 from bitbert.model import BitBertForPreTraining
@@ -25,7 +25,7 @@ def describe_run(config: PretrainConfig) -> str:
     trained = sum(parameter.numel() for parameter in student.parameters())
     frozen = sum(parameter.numel() for parameter in run.teacher.parameters())
     sequences = config.steps * config.global_batch_size
-    shape = Shape(**{name: getattr(run.student_config, name) for name in vars(Shape())})
+    shape = shape_of(run.student_config)
     figures = table(
         shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method)
     )

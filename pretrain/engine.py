@@ -2,24 +2,24 @@
 
 import os
 import socket
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
 from bitbert.distributed import Topology
-from bitbert.errors import UserError
 
 from .config import PretrainConfig
+from .tensor_file import TensorSpec
+from .zero import TrainingTensors
 
 
-class NonFiniteLossError(UserError):
-    """The loss of a step is NaN or infinite on some rank; raised on all ranks before the update."""
-
-
-def start(topology: Topology, device: str) -> torch.device:
-    """Join the process group and return this rank's device.
+def start(topology: Topology, device: str, timeout_s: float) -> torch.device:
+    """Join the process group and return this rank's device; ranks that do not come within ``timeout_s`` are lost.
 
     DeepSpeed's CPU backend compiles an extension at the first start (a minute or two, behind a lock that all
     programs share). Gloo does its work; the extension is declared unavailable.
@@ -30,6 +30,8 @@ def start(topology: Topology, device: str) -> torch.device:
     if device == "cpu" or not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    # DeepSpeed calls collectives by names that torch has renamed: a warning at every step of stage 3.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -38,14 +40,17 @@ def start(topology: Topology, device: str) -> torch.device:
     if accelerator.device_name() != "cpu":
         accelerator.set_device(topology.local_rank)
     backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
-    deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)
+    deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s))
     return torch.device(accelerator.current_device_name())
+
+
+_BUCKET_ELEMENTS = 50_000_000  # ZeRO allocates a bucket at each backward pass: 200 MB instead of its default 2 GB
 
 
 class Engine:
     """DeepSpeed around the student: forward, backward, the update, and sums over ranks.
 
-    Parameters of ZeRO stage 0: every rank holds the whole model and optimizer.
+    ``tensors`` are the weights and moments as whole named tensors, whatever the ZeRO stage.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Engine:
         import deepspeed
 
         self.topology, self.device, self.model = topology, device, model
+        self._half = config.precision == "bf16"
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -66,6 +72,15 @@ class Engine:
             dist_init_required=False,
         )
         self.optimizer = optimizer
+        self._stage = config.zero_stage
+        self._zero = self._engine.optimizer if self._stage else None
+        self.tensors = TrainingTensors(model, optimizer, topology, self._zero)
+        self.gradient_norm = 0.0
+        """Global norm of the last update's gradient, before clipping."""
+
+    def autocast(self) -> torch.autocast:
+        """Forward passes of student and teacher run inside of this: products in bfloat16 where the config says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def __call__(self, **inputs: Any) -> Any:
         return self._engine(**inputs)
@@ -89,17 +104,41 @@ class Engine:
         engine.set_train_batch_size(global_batch_size)
         engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
 
+    def change_step_sizes(self, change: Callable[[nn.Module], None]) -> None:
+        """Let ``change`` set the model's step sizes between two updates, the same on every rank; collective."""
+        with self.whole_weights():
+            change(self.model)
+            alphas = {name: each.detach().clone() for name, each in self.model.named_parameters() if _is_step(name)}
+        if self._zero is not None:  # it updates copies of its own
+            for name, value in alphas.items():
+                self.tensors.set(TensorSpec(name, value.dtype, tuple(value.shape)), value)
+            self.tensors.weights_were_set()
+
     def update(self, learning_rate: float) -> None:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
 
-    @property
-    def gradient_norm(self) -> float | None:
-        """Global norm of the last update's gradient; None where DeepSpeed did not compute it."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def skip_update(self) -> None:
+        """Drop the gradient of the whole accumulation instead of the last :meth:`update`."""
+        if self._zero is None:
+            self._engine.zero_grad()
+            self._engine.micro_steps += 1
+            return
+        # ZeRO drops an update whose norm is not finite and clears its buffers. Where only the loss was not finite,
+        # the gradient is made to follow it.
+        for gradients in self._zero.averaged_gradients.values():
+            gradients[0].fill_(float("nan"))
+        self._engine.step()
+
+    def whole_weights(self) -> AbstractContextManager[Any]:
+        """Within it every rank sees every parameter whole, to read; collective under stage 3, free otherwise."""
+        if self._stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
 
     def sum_over_ranks(self, values: Sequence[float | torch.Tensor]) -> list[float]:
         """Sum each value over all ranks, in float64."""
@@ -142,10 +181,18 @@ def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, An
         "train_micro_batch_size_per_gpu": phase.micro_batch_size,
         "gradient_accumulation_steps": phase.accumulation_steps(topology.world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": _BUCKET_ELEMENTS,
+            "allgather_bucket_size": _BUCKET_ELEMENTS,
+        },
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _is_step(name: str) -> bool:
+    return name.endswith(".alpha")
 
 
 def _free_port() -> int:

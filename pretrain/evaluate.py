@@ -26,9 +26,14 @@ def evaluate(
     rank, world_size = engine.topology.rank, engine.topology.world_size
     sums = torch.zeros(8, dtype=torch.float64, device=engine.device)
     model.eval()
-    for start in range(rank * batch_size, len(rows), batch_size * world_size):
-        batch = batches.batch(rows[start : start + batch_size]).to(engine.device)
+    for first in range(0, len(rows), batch_size * world_size):
+        start = first + rank * batch_size
+        mine = rows[start : start + batch_size]
+        # Under ZeRO stage 3 a forward pass is collective: a rank without rows in the last round takes part in it.
+        batch = batches.batch(mine or rows[:1]).to(engine.device)
         output: Any = model(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
+        if not mine:
+            continue
         target = teacher(batch).hidden_states[-1]
         mask = batch.attention_mask.unsqueeze(-1)
         logits, nsp_logits = output.prediction_logits, output.seq_relationship_logits

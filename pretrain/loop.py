@@ -1,7 +1,7 @@
 """The training loop: evaluate and save at the top, break, then step."""
 
 import math
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +9,35 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bitbert.accounting import shape_of
 from bitbert.distributed import Topology, detect_topology, log
-from bitbert.errors import UserError
 from bitbert.permutation import derive_key
 from bitbert.tracking import RunStatus, Tracker, flatten
 
 from . import engine as engine_module
-from .checkpoint import load_checkpoint, newest_checkpoint, remove_unfinished, save_checkpoint
 from .config import PretrainConfig
 from .data import Batch
-from .engine import Engine, NonFiniteLossError
+from .engine import Engine
+from .environment import ENVIRONMENT_FILE, record_environment
 from .evaluate import evaluate
+from .guard import NonFiniteGuard
+from .keeper import CheckpointKeeper
 from .monitor import BinaryMonitor
 from .objective import GlobalCounts, Objective, weighted_sum
 from .optim import build_optimizer
 from .phases import learning_rate_at, phase_at
 from .preempt import PreemptedError, Preemption
+from .ranks import check_replicas
 from .run import (
     Run,
     build_calibrated_student,
     check_run,
-    data_identity,
     save_final_model,
     share_student,
 )
-from .run_folder import CHECKPOINTS, STOP_FILE, claim_folder
+from .run_folder import CONFIG_FILE, STOP_FILE, claim_folder
+from .throughput import Throughput
+from .watchdog import Watchdog, lost_ranks_named
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -41,8 +45,9 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         UserError: the config does not fit its data, teacher or run folder; found before any training.
-        NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
+        NonFiniteError: too many steps in a row were NaN or infinite; the last checkpoint is intact.
         PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
+        LostRankError: another rank is gone.
     """
     topology = detect_topology()
     for phase in config.resolved_phases():
@@ -50,8 +55,9 @@ def pretrain(config: PretrainConfig) -> Path:
     run = check_run(config)
     if topology.is_main:
         claim_folder(config)
-    trainer = Trainer(run, topology)
-    trainer.train()
+    with lost_ranks_named(topology):
+        trainer = Trainer(run, topology)
+        trainer.train()
     engine_module.stop()
     return run.folder
 
@@ -62,15 +68,23 @@ class Trainer:
     def __init__(self, run: Run, topology: Topology) -> None:
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
-        device = engine_module.start(topology, self.config.device)
+        self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
+        device = engine_module.start(topology, self.config.device, self.config.rank_timeout_s)
+        self.keeper = CheckpointKeeper(run, topology, device)
+        state = self.keeper.resume(student)
+        self.step: int = state["step"] if state else 0
+        self.evaluation: dict[str, float] = state["evaluation"] if state else {}
+        self.guard = NonFiniteGuard(self.config.non_finite, **(state["non_finite"] if state else {}))
+        self.resumed_at = self.step or None
         self.student = share_student(student, topology, device)
         self.teacher = run.teacher.to(device)
         self.objective = Objective(self.student, self.teacher, self.config.loss)
         self.optimizer = build_optimizer(self.student, self.config.optimizer)
-        self.step, self.evaluation = self._resume()
-        self.resumed_at = self.step or None
+        run.curriculum.restore(self.student, self.step)
         self.engine = Engine(self.student, self.optimizer, self.config, topology, device)
+        self.keeper.restore_moments(self.engine.tensors)
         self.monitor = BinaryMonitor(self.student)
+        self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
         self.preemption = Preemption(run.folder / STOP_FILE if topology.is_main else None)
         self.tracker = Tracker(
             run.folder,
@@ -79,8 +93,11 @@ class Trainer:
             experiment=self.config.tracking.experiment,
             run_name=run.folder.name,
             parameters=flatten(self.config.model_dump(mode="json")),
-            resume_step=self.step,
+            resume_step=self.step or -1,
         )
+        if topology.is_main:
+            record_environment(run.folder, topology, self.step)
+            self.tracker.add(run.folder / CONFIG_FILE, run.folder / ENVIRONMENT_FILE)
 
     def train(self) -> None:
         """All steps that are left, then the final evaluation, checkpoint and model."""
@@ -89,13 +106,17 @@ class Trainer:
             with self._progress() as progress:
                 task = progress.add_task("pretrain", total=self.config.steps, completed=self.step)
                 while True:
+                    self.throughput.pause()
                     if self.step != self.resumed_at:  # a checkpoint is written after its step's evaluation
                         if self._due(self.config.eval_every):
                             self.evaluation = self._evaluate()
                         if self.step and self._due(self.config.checkpoint_every):
-                            self._save()
+                            self._save(must_succeed=self.step == self.config.steps)
+                        elif self._replicas_due():
+                            self._check_replicas()
                     if self.step == self.config.steps:
                         break
+                    self.throughput.resume()
                     self._train_step()
                     progress.update(task, completed=self.step)
             if self.topology.is_main:
@@ -104,36 +125,53 @@ class Trainer:
                     "final_metrics": self.evaluation,
                     "config": self.config.model_dump(mode="json"),
                 }
-                save_final_model(self.run, self.student, record)
+                self.tracker.add(save_final_model(self.run, self.student, self.keeper.final_weights(), record))
             self.engine.barrier()
             status = "FINISHED"
-        except PreemptedError:
+        except (PreemptedError, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
+            self.watchdog.stop()
             self.tracker.close(status)
 
     def _train_step(self) -> None:
-        started = time.perf_counter()
         logging = (self.step + 1) % self.config.tracking.log_every == 0 or self.step + 1 == self.config.steps
-        self.monitor.watch(logging)
         phase = phase_at(self.run.phases, self.step)
         self.engine.use_batch_sizes(phase.global_batch_size, phase.micro_batch_size)
-        batches = phase.batches(self.step, self.topology)
+        batches = phase.batches(self.guard.data_step(self.step), self.topology)
         counts = self._agree(batches, num_rows=phase.global_batch_size)
+        self.throughput.count(batches, counts.tokens)
+        self._binarize_further()  # after the last chance to stop: checkpoints have the step sizes of the update before
         learning_rate = learning_rate_at(self.config, self.step)
+        with self.engine.whole_weights() if logging else nullcontext():
+            self.monitor.watch(logging)
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             terms = self._forward_backward(number, batch.to(self.engine.device), counts, len(batches))
             for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach()
-            if number == len(batches) - 1:
-                losses = dict(zip(sums, self.engine.sum_over_ranks(list(sums.values())), strict=True))
-                self._refuse_non_finite(losses)
+            if number < len(batches) - 1:
+                self.engine.update(learning_rate)
+        *values, squares = self.engine.sum_over_ranks([*sums.values(), self.engine.tensors.gradient_squares()])
+        losses = dict(zip(sums, values, strict=True))
+        problem = self.guard.examine(losses, squares)  # every rank sees the same sums: all skip, or all update
+        if problem is None:
+            self.engine.gradient_norm = math.sqrt(squares)
             self.engine.update(learning_rate)
+        else:
+            self.engine.skip_update()
+        self.guard.count(problem)
         self.step += 1
-        if logging:
-            self._log_step(losses, learning_rate, counts, time.perf_counter() - started)
+        if problem is not None:
+            self._skipped(problem)
+        elif logging:
+            self._log_step(losses, learning_rate)
+
+    def _binarize_further(self) -> None:
+        bits = self.run.curriculum.follow(self.engine, self.step)
+        if bits is not None:
+            self._say(f"step {self.step}/{self.config.steps}  activations have {bits} bits from here on")
 
     def _forward_backward(
         self, number: int, batch: Batch, counts: GlobalCounts, num_micro_batches: int
@@ -158,6 +196,7 @@ class Trainer:
             float(self.preemption.requested),
         ]
         masked, tokens, requested = self.engine.sum_over_ranks(local)
+        self.watchdog.beat(self.step)
         if requested:
             if self.step:
                 self._save()
@@ -165,27 +204,37 @@ class Trainer:
             raise PreemptedError(f"stopped as asked after step {self.step}; start the same command again to go on")
         return GlobalCounts(masked, tokens, rows=float(num_rows))
 
-    def _refuse_non_finite(self, losses: dict[str, float]) -> None:
-        """Every rank sees the same sums, so all stop together and none has updated."""
-        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
-        if wrong:
-            raise NonFiniteLossError(
-                f"step {self.step}: loss term {wrong[0]} is {losses[wrong[0]]}, no update was made; "
-                "lower optimizer.learning_rate or set "
-                "optimizer.gradient_clipping, then start again from the last checkpoint in "
-                f"{self.run.folder / CHECKPOINTS}"
-            )
+    def _skipped(self, problem: str) -> None:
+        """After a step without an update: go on, go back to a checkpoint, or stop."""
+        self._say(
+            f"step {self.step}/{self.config.steps}  {problem}; update skipped on all ranks, "
+            f"{self.guard.in_a_row} in a row"
+        )
+        self.tracker.log(self.step, {"skipped_updates": self.guard.skipped})
+        if not self.guard.exhausted:
+            return
+        failed = self.step
+        state = None
+        if self.guard.may_roll_back:
+            state = self.keeper.roll_back(self.engine.tensors, failed, self.guard)
+        if state is None:
+            raise self.guard.refusal(failed, problem, self.keeper.root)
+        self.step, self.evaluation = state["step"], state["evaluation"]
+        self.resumed_at = self.step
+        self.run.curriculum.restore(self.student, self.step)
+        self.tracker.rewind(self.step)
+        self._say(f"rolled back to step {self.step}, past the {failed - self.step} batches since then")
 
-    def _log_step(self, losses: dict[str, float], learning_rate: float, counts: GlobalCounts, seconds: float) -> None:
+    def _log_step(self, losses: dict[str, float], learning_rate: float) -> None:
         values = {f"loss/{name}": value for name, value in losses.items()}
         values["loss/total"] = sum(value * getattr(self.config.loss, name) for name, value in losses.items())
         values |= {
             "learning_rate": learning_rate,
-            "tokens_per_s": counts.tokens / seconds,
-            **self.monitor.metrics(),
+            **self.throughput.report(),
         }
-        if self.engine.gradient_norm is not None:
-            values["gradient_norm"] = self.engine.gradient_norm
+        with self.engine.whole_weights():
+            values |= self.monitor.metrics()
+        values["gradient_norm"] = self.engine.gradient_norm
         self.tracker.log(self.step, values)
         self._say(
             f"step {self.step}/{self.config.steps}  loss {values['loss/total']:.4f}  "
@@ -203,6 +252,7 @@ class Trainer:
             num_rows=self.config.eval_rows,
             batch_size=phase.micro_batch_size,
         )
+        self.watchdog.beat(self.step)
         self.tracker.log(self.step, metrics)
         self._say(
             f"step {self.step}/{self.config.steps}  "
@@ -210,39 +260,21 @@ class Trainer:
         )
         return metrics
 
-    def _save(self) -> None:
-        if self.topology.is_main:
-            state = {
-                "step": self.step,
-                "data": data_identity(self.run),
-                "world_size": self.topology.world_size,
-                "evaluation": self.evaluation,
-            }
-            save_checkpoint(
-                self.run.folder / CHECKPOINTS,
-                self.student,
-                self.optimizer,
-                state,
-                keep=self.config.keep_checkpoints,
-            )
-        self.engine.barrier()
+    def _save(self, *, must_succeed: bool = False) -> None:
+        self._check_replicas()
+        self.keeper.save(
+            self.engine.tensors, self.step, evaluation=self.evaluation, guard=self.guard, must_succeed=must_succeed
+        )
+        self.watchdog.beat(self.step)
 
-    def _resume(self) -> tuple[int, dict[str, float]]:
-        """(updates done, last evaluation) of the newest checkpoint that verifies; (0, {}) without one."""
-        root = self.run.folder / CHECKPOINTS
-        if self.topology.is_main:
-            remove_unfinished(root)
-        checkpoint = newest_checkpoint(root)
-        if checkpoint is None:
-            return 0, {}
-        if checkpoint.state["data"] != data_identity(self.run):
-            raise UserError(
-                f"checkpoint {checkpoint.folder.name} was trained on other shards than {self.config.data.train!r}; "
-                "restore them, or choose another output=..."
-            )
-        load_checkpoint(checkpoint, self.student, self.optimizer)
-        self._say(f"resumed from {checkpoint.folder.name}")
-        return checkpoint.step, checkpoint.state["evaluation"]
+    def _check_replicas(self) -> None:
+        with self.engine.whole_weights():
+            tensors = [*self.student.parameters(), *self.student.buffers()]
+            check_replicas(tensors, self.step, self.topology, self.engine.device)
+
+    def _replicas_due(self) -> bool:
+        every = self.config.check_replicas_every
+        return self.step > 0 and every > 0 and self.step % every == 0
 
     def _due(self, every: int) -> bool:
         """Whether something done every so many steps is due; the first and the last step always are."""

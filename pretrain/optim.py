@@ -9,8 +9,9 @@ from .lamb import Lamb
 
 def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Optimizer:
     """The configured optimizer over ``model``: matrices decay (and adapt, under LAMB), everything else does not."""
-    matrices = [parameter for name, parameter in model.named_parameters() if decays(name, parameter)]
-    others = [parameter for name, parameter in model.named_parameters() if not decays(name, parameter)]
+    learned = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [parameter for name, parameter in learned if decays(name, parameter)]
+    others = [parameter for name, parameter in learned if not decays(name, parameter)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -24,4 +25,4 @@ def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.O
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay pulls a parameter: latent matrices and tables do; scales, shifts, norms, biases do not."""
-    return name.rpartition(".")[2] == "weight" and parameter.dim() >= 2
+    return name.endswith("weight") and parameter.dim() >= 2

@@ -16,6 +16,7 @@ from bitbert.tokenizer import Tokenizer, load_tokenizer
 from bitbert.tracking import check_mlflow_uri
 
 from .config import PretrainConfig
+from .curriculum import Curriculum
 from .data import BatchMaker
 from .engine import broadcast_parameters
 from .phases import Phase, lay_out
@@ -35,6 +36,7 @@ class Run:
     phases: tuple[Phase, ...]
     teacher: Teacher
     student_config: BitBertConfig
+    curriculum: Curriculum
 
     @property
     def folder(self) -> Path:
@@ -63,7 +65,8 @@ def check_run(config: PretrainConfig) -> Run:
     folders = dict.fromkeys(folder for section in sections for folder in (section.train, section.heldout))
     phases = lay_out(sections, {folder: _open_shards(folder, tokenizer, config) for folder in folders})
     teacher = load_teacher(config.teacher, config.loss, tokenizer)
-    run = Run(config, tokenizer, phases, teacher, student_config(config.model, teacher.config))
+    student = student_config(config.model, teacher.config)
+    run = Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
     if run.max_length > teacher.config.max_position_embeddings:
         raise UserError(
             f"shards have rows of {run.max_length} tokens, the teacher has {teacher.config.max_position_embeddings} "
@@ -88,6 +91,7 @@ def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> B
 def build_calibrated_student(run: Run, topology: Topology) -> BitBertForPreTraining:
     """The student at step 0, equal on all ranks, its step sizes calibrated once and saved in the run folder."""
     student = build_student(run.student_config, run.teacher, run.config.seed)
+    run.curriculum.restore(student, 0)
     if not load_step_sizes(student, run.folder):
         rows = run.train.sample_rows(0, min(run.config.calibration_rows, len(run.train.reader)))
         calibrate_step_sizes(student, run.train.batch(rows).inputs())
@@ -109,11 +113,16 @@ def data_identity(run: Run) -> list[str]:
     return [entry["sha256"] for reader in readers.values() for entry in reader.files]
 
 
-def save_final_model(run: Run, student: BitBertForPreTraining, summary: dict[str, Any]) -> Path:
-    """Write ``final/``: the model in transformers' format, its tokenizer and how it was trained."""
+def save_final_model(
+    run: Run, student: BitBertForPreTraining, weights: dict[str, torch.Tensor], summary: dict[str, Any]
+) -> Path:
+    """Write ``final/``: the model in transformers' format with ``weights``, its tokenizer and how it was trained.
+
+    The weights come from the last checkpoint: under ZeRO stage 3 the student itself holds a part of them only.
+    """
     folder = run.folder / FINAL
     with publish_folder(folder, replace=True) as temporary:
-        student.save_pretrained(temporary)
+        student.save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save(temporary)
         write_json_atomically(temporary / TRAINING_FILE, {"max_length": run.max_length, **summary})
     log(f"final model: {folder}")

@@ -20,6 +20,12 @@ STOP_FILE = "STOP"
 _MAY_CHANGE = (
     "tracking",
     "keep_checkpoints",
+    "milestone_every",
+    "failed_saves",
+    "non_finite",
+    "zero_stage",
+    "check_replicas_every",
+    "rank_timeout_s",
     "checkpoint_every",
     "eval_every",
     "eval_rows",

@@ -10,7 +10,7 @@ and last a report that runs however the others end. Everything is checked before
 Stages that are done are left out, so the same command goes on after a failure.
 
   --dry-run       check everything, print what would be submitted, and stop
-  --tasks A,B     GLUE tasks to finetune on (default: cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte)
+  --tasks A,B     GLUE tasks to finetune on, by name (default: cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte)
   --seeds 0,1     seeds to finetune each task with (default: 0,1,2)
   --glue-dir DIR  folder with the official GLUE files (default: GLUE_DIR of slurm/env.sh)
   --model DIR     what to finetune where no pretraining is given
@@ -93,10 +93,8 @@ if [ -n "$finetune" ]; then
   [ -n "$pretrain" ] || [ -d "$model" ] || wrong "--model '$model' is not a folder; give a run or a packed checkpoint"
   IFS=, read -ra task_list <<<"$tasks"
   IFS=, read -ra seed_list <<<"$seeds"
-  for task in "${task_list[@]}"; do
-    python -m bitbert.finetune "$model" --check --task "$task" --glue-dir "$GLUE_DIR" --config "$finetune" \
-      --seeds "$seeds" >/dev/null
-  done
+  python -m bitbert.finetune "$model" --check --task "$tasks" --glue-dir "$GLUE_DIR" --config "$finetune" \
+    --seeds "$seeds" >/dev/null
 fi
 
 # --- the stages in order: calls "$1" with the name of each, its number of array tasks (0: none) and its arguments

@@ -150,14 +150,13 @@ def tiny_tokenizer(tiny_tokenizer_folder: Path):
     return load_tokenizer(str(tiny_tokenizer_folder))
 
 
-@pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_tiny_teacher(folder: Path) -> Path:
     """A random full-precision BERT with MLM and NSP heads and the tiny vocabulary, in a folder."""
     from transformers import BertConfig, BertForPreTraining
 
     from bitbert.tokenizer import load_tokenizer
 
-    folder = write_tiny_tokenizer(tmp_path_factory.mktemp("teacher"))
+    write_tiny_tokenizer(folder)
     torch.manual_seed(7)
     vocab_size = load_tokenizer(str(folder)).vocab_size
     config = BertConfig(
@@ -172,18 +171,21 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def write_tiny_shards(root: Path, tokenizer_folder: Path) -> Path:
     """Shards of 60 tiny documents with a pair task: train/, heldout/, pair_task/."""
     from bitbert.data_prep.config import DataConfig
     from bitbert.data_prep.write_shards import build_shards
 
-    root = tmp_path_factory.mktemp("data")
     corpus = write_jsonl(root / "corpus.jsonl", tiny_documents(60))
     build_shards(
         DataConfig(
             output=str(root / "shards"),
             sources=[{"path": str(corpus)}],
-            tokenizer=str(tiny_tokenizer_folder),
+            tokenizer=str(tokenizer_folder),
             max_length=32,
             heldout_fraction=0.3,
             rows_per_shard=64,
@@ -191,6 +193,11 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder:
         )
     )
     return root / "shards"
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
+    return write_tiny_shards(tmp_path_factory.mktemp("data"), tiny_tokenizer_folder)
 
 
 def tiny_model(

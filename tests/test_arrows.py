@@ -14,8 +14,8 @@ ROOMS = ("data_prep", "pretrain", "finetune")
 RUNTIME_MAY_IMPORT = ("bitbert.runtime", "bitbert.packed", "bitbert.tokenizer", "bitbert.errors")
 DOORS_OF_HEAVY_PACKAGES = {
     "deepspeed": {"pretrain/engine.py", "pretrain/checkpoint.py"},
-    "datasets": {"data_prep/sources.py", "finetune/data.py", "pretrain/data.py"},
-    "mlflow": {"bitbert/tracking.py"},
+    "datasets": {"data_prep/sources.py", "finetune/hub.py", "pretrain/data.py"},
+    "mlflow": {"bitbert/mlflow_mirror.py"},
 }
 
 

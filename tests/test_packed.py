@@ -26,6 +26,7 @@ from bitbert.packed import (
     pack_bits,
     row_bytes,
     save_packed,
+    stack_layers,
     tensor_specs,
     unpack_bits,
 )
@@ -74,25 +75,27 @@ def test_reader_from_the_specification_alone() -> None:
     raw = (PACKED / WEIGHTS).read_bytes()
     (header_bytes,) = struct.unpack_from("<Q", raw)
     header = json.loads(raw[8 : 8 + header_bytes])
-    name = "bitbert.layers.1.output"
+    index, layers = 1, config["num_hidden_layers"]
 
-    def tensor(key: str) -> tuple[list[int], bytes]:
-        start, end = header[key]["data_offsets"]
-        return header[key]["shape"], raw[8 + header_bytes + start : 8 + header_bytes + end]
+    def tensor(kind: str) -> tuple[list[int], bytes]:
+        """The layer's part of a tensor that holds all layers'."""
+        entry = header[f"bitbert.layers.{kind}"]
+        start, end = entry["data_offsets"]
+        size = (end - start) // layers
+        start += 8 + header_bytes + index * size
+        assert entry["shape"][0] == layers
+        return entry["shape"][1:], raw[start : start + size]
 
-    (rows, stride), bits = tensor(f"{name}.weight_bits")
-    (scale,) = struct.unpack("<f", tensor(f"{name}.weight_scale")[1])
+    (rows, stride), bits = tensor("output.weight_bits")
+    (scale,) = struct.unpack("<f", tensor("output.weight_scale")[1])
     columns = config["intermediate_size"]
     assert stride == (columns + 63) // 64 * 8
     decoded = [
         [-scale if bits[row * stride + column // 8] >> (column % 8) & 1 else scale for column in range(columns)]
         for row in range(rows)
     ]
-    model = load_packed(PACKED)
-    ours = (
-        np.where(unpack_bits(model.tensors[f"{name}.weight_bits"], columns), -1, 1)
-        * model.tensors[f"{name}.weight_scale"]
-    )
+    tensors, name = load_packed(PACKED).tensors, f"bitbert.layers.{index}.output"
+    ours = np.where(unpack_bits(tensors[f"{name}.weight_bits"], columns), -1, 1) * tensors[f"{name}.weight_scale"]
     assert np.array_equal(np.array(decoded, np.float32), ours.astype(np.float32))
 
 
@@ -151,7 +154,7 @@ def test_altered_files_are_refused(copy: Path, damage: Callable[[Path], None], m
         ({"labels": ["only"]}, "at least two strings"),
         ({"surprise": 1}, r"unknown keys \['surprise'\]"),
         ({"tokenizer": {}}, "wanted vocab_size"),
-        ({"num_hidden_layers": 3}, "missing tensors"),
+        ({"num_hidden_layers": 3}, "wanted 3 layers first"),
         ({"intermediate_size": 80}, "wanted uint8"),
     ],
 )
@@ -183,7 +186,7 @@ def test_wrong_tensors_are_refused_on_reading_and_writing(copy: Path, tmp_path: 
     model = load_packed(PACKED)
     change, message = wrong_tensors(model)[case]
     tensors = {name: tensor for name, tensor in (model.tensors | change).items() if tensor is not None}
-    save_file(tensors, copy / WEIGHTS, {"format": "pt"})
+    save_file(stack_layers(tensors), copy / WEIGHTS, {"format": "pt"})
     resign(copy)
     with pytest.raises(UserError, match=message):
         load_packed(copy)
@@ -209,6 +212,11 @@ def test_other_tokenizer_is_refused(copy: Path) -> None:
 
 def test_specs_name_every_stored_tensor() -> None:
     model = load_packed(PACKED)
+    found = {name: (str(tensor.dtype), tensor.shape) for name, tensor in model.tensors.items()}
+    assert found == tensor_specs(model.config)
+    assert all(f"{name}.weight_bits" in found for name in binary_matrices(model.config))
     stored = load_file(PACKED / WEIGHTS)
-    assert {name: (str(tensor.dtype), tensor.shape) for name, tensor in stored.items()} == tensor_specs(model.config)
-    assert all(f"{name}.weight_bits" in stored for name in binary_matrices(model.config))
+    assert len(stored) < len(found)
+    bias = stored["bitbert.layers.output.bias"]
+    assert bias.shape == (model.config.num_hidden_layers, model.config.hidden_size)
+    assert np.array_equal(bias[1], model.tensors["bitbert.layers.1.output.bias"])

@@ -1,11 +1,12 @@
 """Metrics are always on disk, and MLflow never stops a run."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from bitbert.errors import UserError
-from bitbert.tracking import Tracker, flatten, read_metrics
+from bitbert.tracking import Tracker, as_record, flatten, read_metrics, read_status
 
 
 def test_lines_survive_and_a_resumed_run_rewrites_the_rest(tmp_path: Path) -> None:
@@ -46,15 +47,19 @@ def test_mlflow_sqlite_gets_metrics_and_keeps_the_run_over_a_resume(tmp_path: Pa
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss/mlm")] == [1, 2]
 
 
-def test_dead_server_is_reported_once_and_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = Tracker(tmp_path, mlflow_uri="http://127.0.0.1:9")
-    tracker.log(1, {"loss": 1.0})
-    tracker.close()
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
-    assert capsys.readouterr().err.count("MLflow failed") == 1
+def test_numbers_that_are_none_are_null_on_disk_and_nan_in_memory(tmp_path: Path) -> None:
+    Tracker(tmp_path).log(1, {"loss": math.nan, "rate": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    assert '"loss": null' in text  # NaN is no JSON
+    step, _, values = as_record(read_metrics(tmp_path / "metrics.jsonl")[0])
+    assert (step, values["rate"], math.isnan(values["loss"])) == (1, 1.0, True)
+
+
+def test_status_says_how_the_run_ended(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    assert read_status(tmp_path) == "RUNNING"
+    tracker.close("KILLED")
+    assert read_status(tmp_path) == "KILLED"
 
 
 def test_folder_as_uri_is_refused(tmp_path: Path) -> None:

@@ -6,15 +6,21 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
 )
 
 from bitbert.model.configuration import METHOD_FIELDS, PRESETS, SHAPE_FIELDS, BitBertConfig, preset_fields
+from bitbert.model.hf_tokenizer import BitBertTokenizer
 from bitbert.model.modeling import (
     BitBertForMaskedLM,
     BitBertForNextSentencePrediction,
     BitBertForPreTraining,
+    BitBertForQuestionAnswering,
     BitBertForSequenceClassification,
+    BitBertForTokenClassification,
     BitBertModel,
     BitBertPreTrainedModel,
 )
@@ -26,6 +32,9 @@ AutoModelForPreTraining.register(BitBertConfig, BitBertForPreTraining)
 AutoModelForMaskedLM.register(BitBertConfig, BitBertForMaskedLM)
 AutoModelForNextSentencePrediction.register(BitBertConfig, BitBertForNextSentencePrediction)
 AutoModelForSequenceClassification.register(BitBertConfig, BitBertForSequenceClassification)
+AutoModelForTokenClassification.register(BitBertConfig, BitBertForTokenClassification)
+AutoModelForQuestionAnswering.register(BitBertConfig, BitBertForQuestionAnswering)
+AutoTokenizer.register(BitBertConfig, fast_tokenizer_class=BitBertTokenizer)
 
 __all__ = [
     "METHOD_FIELDS",
@@ -35,10 +44,13 @@ __all__ = [
     "BitBertForMaskedLM",
     "BitBertForNextSentencePrediction",
     "BitBertForPreTraining",
+    "BitBertForQuestionAnswering",
     "BitBertForSequenceClassification",
+    "BitBertForTokenClassification",
     "BitBertModel",
     "BitBertPackedConfig",
     "BitBertPackedQuantizer",
     "BitBertPreTrainedModel",
+    "BitBertTokenizer",
     "preset_fields",
 ]

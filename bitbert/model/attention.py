@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitbert.model.binarize import step_size
+from bitbert.model.dropout import draw, drop_limit
+from bitbert.model.fused import EXACT_IN_BFLOAT16, attend, signed_codes
+from bitbert.model.kernels import Kernels, kernels_for, product_dtype
 from bitbert.model.linear import Binarizer, BinaryLinear
 
 
@@ -86,36 +90,113 @@ class BinarySelfAttention(nn.Module):
         num_sets = config.num_attention_heads if config.residual_estimators == "per_head" else 1
         rank = config.residual_rank
         self.estimator = ResidualEstimator(config.hidden_size, rank, num_sets) if rank else None
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout_probability = config.attention_probs_dropout_prob
 
-    def forward(self, hidden_states: Tensor, attention_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden_states: Tensor, attention_bias: Tensor | None, *, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             hidden_states: (batch, positions, hidden).
             attention_bias: (batch, 1, 1, positions), 0 at text and very negative at padding, or None.
 
         Returns:
-            context (batch, positions, hidden) and the binarized probabilities (batch, heads, positions, positions).
+            context (batch, positions, hidden) and, where asked for, the binarized probabilities (batch, heads,
+            positions, positions).
         """
-        queries, query_step = self.query_binarizer(self._split_heads(self.query(hidden_states)))
-        keys, key_step = self.key_binarizer(self._split_heads(self.key(hidden_states)))
-        values, value_step = self.value_binarizer(self._split_heads(self.value(hidden_states)))
+        projected = [projection(hidden_states) for projection in (self.query, self.key, self.value)]
+        score_residual, value_residual = (None, None) if self.estimator is None else self.estimator(hidden_states)
+        random, limit = self._draw_dropout(hidden_states)
+        kernels = self._kernels_for(hidden_states)
+        if kernels is not None:
+            values, steps, attended = self._attend_fused(
+                kernels, projected, score_residual, attention_bias, random, limit
+            )
+        else:
+            values, steps, attended = self._attend(projected, score_residual, attention_bias, random, limit)
+        value_step, probability_step = steps
 
+        # Dropped bits are 0; what is kept grows by 1 / (1 - p) after the product, which stays one of integers.
+        if random is not None:
+            probability_step = probability_step / (1 - self.dropout_probability)
+        context = (attended @ values) * (probability_step * value_step)
+        if value_residual is not None:
+            context = context + (attended @ value_residual) * probability_step
+        batch, _, positions, _ = context.shape
+        context = context.transpose(1, 2).reshape(batch, positions, -1)
+        return context, attended * probability_step if output_attentions else None
+
+    def _attend(
+        self,
+        projected: list[Tensor],
+        score_residual: Tensor | None,
+        attention_bias: Tensor | None,
+        random: Tensor | None,
+        limit: int,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Value codes, the steps of values and probabilities, and the attended bits."""
+        binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer)
+        (queries, query_step), (keys, key_step), (values, value_step) = (
+            binarizer(self._split_heads(x)) for binarizer, x in zip(binarizers, projected, strict=True)
+        )
         scores = (queries @ keys.transpose(-1, -2)) * (query_step * key_step)
-        if self.estimator is not None:
-            score_residual, value_residual = self.estimator(hidden_states)
+        if score_residual is not None:
             scores = scores + score_residual
         scores = scores / self.head_size**0.5
         if attention_bias is not None:
             scores = scores + attention_bias
         attended, probability_step = self.probability_binarizer(self.weigh(scores))
-        attended = self.dropout(attended)
+        if random is not None:
+            attended = attended * (random >= limit)
+        return values, (value_step, probability_step), attended
 
-        context = (attended @ values) * (probability_step * value_step)
-        if self.estimator is not None:
-            context = context + (attended @ value_residual) * probability_step
-        batch, _, positions, _ = context.shape
-        return context.transpose(1, 2).reshape(batch, positions, -1), attended * probability_step
+    def _attend_fused(
+        self,
+        kernels: Kernels,
+        projected: list[Tensor],
+        score_residual: Tensor | None,
+        attention_bias: Tensor | None,
+        random: Tensor | None,
+        limit: int,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """The same on the native kernels."""
+        longest_sum = max(self.head_size, projected[0].shape[1])
+        dtype = product_dtype(projected[0]) if longest_sum <= EXACT_IN_BFLOAT16 else torch.float32
+        binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer)
+        steps = [binarizer.plain_step(x) for binarizer, x in zip(binarizers, projected, strict=True)]
+        queries, keys, values = (
+            self._split_heads(signed_codes(kernels, x, step, dtype)) for x, step in zip(projected, steps, strict=True)
+        )
+        batch, heads, positions, _ = queries.shape
+        probability_step = step_size(self.probability_binarizer.alpha, batch * heads * positions**2)
+        attended, probabilities = attend(
+            kernels,
+            queries,
+            keys,
+            steps[0] * steps[1],
+            score_residual,
+            attention_bias,
+            probability_step,
+            inverse_root=self.head_size**-0.5,
+            random=random,
+            limit=limit,
+        )
+        if self.probability_binarizer.monitor is not None:
+            self.probability_binarizer.monitor.observe(probabilities, probability_step)
+        return values, (steps[2], probability_step), attended
+
+    def _kernels_for(self, x: Tensor) -> Kernels | None:
+        binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer, self.probability_binarizer)
+        plain = self.weigh is _softmax and all(binarizer.is_plain for binarizer in binarizers)
+        return kernels_for(x) if plain else None
+
+    def _draw_dropout(self, x: Tensor) -> tuple[Tensor | None, int]:
+        """Random numbers of the scores' shape and below which of them a bit is dropped; (None, 0) for no dropout."""
+        if not self.training or not self.dropout_probability:
+            return None, 0
+        batch, positions, _ = x.shape
+        shape = torch.Size((batch, self.num_heads, positions, positions))
+        return draw(shape, x.device), drop_limit(self.dropout_probability)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         batch, positions, _ = x.shape

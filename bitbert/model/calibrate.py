@@ -35,12 +35,13 @@ def calibrate_step_sizes(model: nn.Module, inputs: Mapping[str, Tensor]) -> None
 
 
 @torch.no_grad()
-def set_activation_bits(model: nn.Module, bits: int) -> None:
+def set_activation_bits(model: nn.Module, bits: int, *, rescale: bool = True) -> None:
     """Change the bits of all activations of a model in training, as a curriculum from 8 or 4 bits to 1 does.
 
     Step sizes are rescaled by sqrt(Q_p before / Q_p now), the ratio of their initial rule, so that the curriculum
     needs no data and stays equal on all ranks; :func:`calibrate_step_sizes` may follow. An optimizer that keeps its
-    own copy of the parameters must be built afterwards. ``model.config.activation_bits`` follows.
+    own copy of the parameters must be built afterwards, or be told. ``model.config.activation_bits`` follows.
+    Without ``rescale`` step sizes stay: they are those of ``bits`` already, from a checkpoint, or not yet calibrated.
 
     Raises:
         UserError: there are no activations of this many bits, or the method has 1 bit only (BiBERT).
@@ -54,7 +55,7 @@ def set_activation_bits(model: nn.Module, bits: int) -> None:
         raise UserError(f"activation_bits {bits} for a model of plain signs; only elastic and minmax steps have levels")
     for binarizer in binarizers:
         (_, before), (_, now) = (level_range(binarizer.kind, number) for number in (binarizer.bits, bits))
-        if binarizer.steps == "learned":
+        if rescale and binarizer.steps == "learned":
             binarizer.alpha.mul_((before / now) ** 0.5)
         binarizer.bits = bits
     model.config.activation_bits = bits  # type: ignore[union-attr]

@@ -1,15 +1,16 @@
-"""Distillation losses of BiT and BiBERT between a binary student and a full-precision task teacher.
+"""Distillation losses of BiT and BiBERT between a student and a teacher that was finetuned on the same task.
 
-BiPFT's finetuning has no teacher and uses none of this.
+BiPFT's finetuning has no teacher and uses none of this. Each loss takes the ``attention_mask`` (batch, positions) that
+says which positions count; without it padding counts too, as in the published losses.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MASKED_SCORE = -100.0
-"""Similarities up to this are set to 0 before directions are compared, as BiBERT does with masked entries."""
+"""Similarities up to this count as 0 when directions are compared, as BiBERT does with masked entries."""
 
 
 def soft_cross_entropy(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -21,15 +22,31 @@ def soft_cross_entropy(logits: Tensor, target_logits: Tensor, temperature: float
     return -(target * torch.log_softmax(logits / temperature, dim=-1)).mean() * temperature**2
 
 
-def hidden_state_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum over states of the mean squared difference, padding included (BiT); tensors (batch, positions, hidden)."""
-    pairs = zip(student, teacher, strict=True)
-    return torch.stack([nn.functional.mse_loss(ours, theirs) for ours, theirs in pairs]).sum()
+def hidden_state_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    """Sum over tensors of the mean squared difference (BiT's hidden-state loss); of states or of score matrices."""
+    terms = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        squares, counted = (ours - theirs).square(), _counted(ours, mask)
+        terms.append(squares.mean() if counted is None else (squares * counted).sum() / counted.expand_as(ours).sum())
+    return torch.stack(terms).sum()
 
 
 def direction_mismatch(student: Tensor, teacher: Tensor) -> Tensor:
     """|| x / |x| - y / |y| ||, norms over the whole batch tensor: BiBERT's distance between directions, a scalar."""
     return (student / student.norm() - teacher / teacher.norm()).norm()
+
+
+def direction_matching(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
+    """Sum of :func:`direction_mismatch` over pairs of tensors of equal shape; very negative entries count as 0."""
+    terms = []
+    for pair in zip(student, teacher, strict=True):
+        visible = []
+        for x in pair:
+            counted = _counted(x, mask)
+            x = torch.where(x <= MASKED_SCORE, torch.zeros_like(x), x)
+            visible.append(x if counted is None else x * counted)
+        terms.append(direction_mismatch(*visible))
+    return torch.stack(terms).sum()
 
 
 def similarity(projection: Tensor, num_heads: int) -> Tensor:
@@ -41,26 +58,29 @@ def similarity(projection: Tensor, num_heads: int) -> Tensor:
     Returns:
         (batch, heads, positions, positions).
     """
-    heads = projection.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    return heads @ heads.transpose(-1, -2) / heads.shape[-1] ** 0.5
+    return attention_scores(projection, projection, num_heads)
 
 
-def direction_matching(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Sum of :func:`direction_mismatch` over pairs of tensors of equal shape; very negative entries count as 0."""
-
-    def visible(x: Tensor) -> Tensor:
-        return torch.where(x <= MASKED_SCORE, torch.zeros_like(x), x)
-
-    pairs = zip(student, teacher, strict=True)
-    return torch.stack([direction_mismatch(visible(ours), visible(theirs)) for ours, theirs in pairs]).sum()
+def attention_scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """Q K^T / sqrt(d), a head: (batch, positions, width) each -> (batch, heads, positions, positions)."""
+    queries, keys = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))
+    return queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
 
 
 def teacher_layers(num_student_layers: int, num_teacher_layers: int) -> tuple[list[int], list[int]]:
-    """(projections, states) of the teacher that a student with fewer layers follows.
+    """(layers, states) of the teacher that a student with fewer layers follows.
 
     Student layer i takes queries, keys and values of teacher layer i r + r - 1 and state i that of state i r, with
     r = teacher's layers / student's (TinyBERT's and BiBERT's map).
     """
     ratio = num_teacher_layers // num_student_layers
-    projections = [index * ratio + ratio - 1 for index in range(num_student_layers)]
-    return projections, [index * ratio for index in range(num_student_layers + 1)]
+    layers = [index * ratio + ratio - 1 for index in range(num_student_layers)]
+    return layers, [index * ratio for index in range(num_student_layers + 1)]
+
+
+def _counted(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """1 where an entry of states (batch, positions, width) or scores (batch, heads, positions, positions) counts."""
+    if mask is None:
+        return None
+    rows = mask.to(x.dtype)
+    return rows[:, :, None] if x.dim() == 3 else rows[:, None, :, None] * rows[:, None, None, :]

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bitbert.model.attention import BinarySelfAttention
+from bitbert.model.dropout import Dropout
+from bitbert.model.fused import fused_gelu
+from bitbert.model.kernels import kernels_for
 from bitbert.model.linear import BinaryEmbedding, BinaryLinear
 
 _INVERSE_SQRT_2 = math.sqrt(0.5)
@@ -33,7 +36,8 @@ def gelu(x: Tensor) -> Tensor:
     The usual 0.5 x (1 + erf(x / sqrt(2))) rounds to -0 below x = -5.4 in float32, where whether 1 + erf is 0 or
     6e-8 depends on the library. Its sign is then binarized: a rounding error would decide a bit.
     """
-    return _Gelu.apply(x)
+    kernels = kernels_for(x)
+    return _Gelu.apply(x) if kernels is None else fused_gelu(kernels, x)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": nn.functional.relu}
@@ -49,7 +53,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """input_ids, token_type_ids (batch, positions), int64 -> (batch, positions, hidden)."""
@@ -77,11 +81,13 @@ class EncoderLayer(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
         self.output = BinaryLinear(inner, hidden, kind=config.ffn_input, **scale)
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: Tensor, attention_bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(batch, positions, hidden) -> the same shape, and the binarized attention probabilities."""
-        context, attention = self.attention(hidden_states, attention_bias)
+    def forward(
+        self, hidden_states: Tensor, attention_bias: Tensor | None, *, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, positions, hidden) -> the same shape, and the binarized attention probabilities if asked for."""
+        context, attention = self.attention(hidden_states, attention_bias, output_attentions=output_attentions)
         hidden_states = self.attention_norm(hidden_states + self.dropout(self.attention_output(context)))
         expanded = self.activation(self.intermediate(hidden_states))
         return self.output_norm(hidden_states + self.dropout(self.output(expanded))), attention

@@ -13,6 +13,8 @@ from bitbert.model.binarize import (
     binarize_weight,
     step_size,
 )
+from bitbert.model.fused import binary_linear
+from bitbert.model.kernels import kernels_for
 from bitbert.model.levels import level_range, minmax_step, quantize_levels
 
 _BINARIZE = {
@@ -59,6 +61,18 @@ class Binarizer(nn.Module):
             return quantize_levels(x, step, lowest, highest), step
         return _BINARIZE[self.kind](x, step), step
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is elastic, of one bit and calibrated already: what the fused operations compute."""
+        return self.bits == 1 and self.steps == "learned" and self.kind in INITIAL_STEP_FACTOR and not self.calibrating
+
+    def plain_step(self, x: Tensor) -> Tensor:
+        """The step for a fused operation on ``x``, for which somebody may be watching."""
+        step = step_size(self.alpha, x.numel())
+        if self.monitor is not None:
+            self.monitor.observe(x, step)
+        return step
+
     @torch.no_grad()
     def _calibrate(self, x: Tensor) -> None:
         if self.steps == "learned":
@@ -103,6 +117,11 @@ class BinaryLinear(nn.Module):
         self.input_binarizer = Binarizer(kind)
 
     def forward(self, x: Tensor) -> Tensor:
+        kernels = kernels_for(x)
+        if kernels is not None and self.input_binarizer.is_plain:
+            step = self.input_binarizer.plain_step(x if self.input_binarizer.monitor is None else x + self.shift)
+            fixed = {"kind": self.input_binarizer.kind, "weight_scale": self.weight_scale}
+            return binary_linear(kernels, x, self.shift, step, self.weight, self.bias, **fixed)
         codes, step = self.input_binarizer(x + self.shift)
         signs, scale = binarize_weight(self.weight, self.weight_scale)
         return nn.functional.linear(codes, signs) * (scale * step) + self.bias

@@ -85,12 +85,8 @@ def freeze_fixed(model: nn.Module, config: Any) -> None:
             module.shift.requires_grad_(config.input_shift)
 
 
-def check_packable(config: Any) -> None:
-    """Say why a model cannot be packed, where it cannot.
-
-    Raises:
-        UserError: the method has more than 1 bit somewhere, or a function that the packed format does not describe.
-    """
+def unpackable(config: Any) -> str | None:
+    """Why a model cannot be packed (more than 1 bit, or a function that the format does not have), or None."""
     reasons = {
         f"its activations have {config.activation_bits} bits": config.activation_bits != 1,
         f"its weights are {config.weight_binarizer}": WEIGHT_BINARIZERS[config.weight_binarizer].center is None,
@@ -98,10 +94,17 @@ def check_packable(config: Any) -> None:
         "its step sizes are those of each batch (minmax)": config.step_sizes == "minmax",
         f"its heads are {config.head_size} wide": config.head_size * config.num_attention_heads != config.hidden_size,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UserError(
-                f"a model of method {config.method!r} cannot be packed: {reason}, and the packed format and its "
-                "runtime compute with one bit a weight and one bit an activation; keep the latent checkpoint, "
-                "or train on with a method and fields that have one"
-            )
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def check_packable(config: Any) -> None:
+    """Raises:
+    UserError: the model cannot be packed, and why.
+    """
+    reason = unpackable(config)
+    if reason is not None:
+        raise UserError(
+            f"a model of method {config.method!r} cannot be packed: {reason}, and the packed format and its "
+            "runtime compute with one bit a weight and one bit an activation; keep the latent checkpoint, "
+            "or train on with a method and fields that have one"
+        )

@@ -11,7 +11,9 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
     NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 from transformers.utils.generic import ModelOutput
 
@@ -49,6 +51,8 @@ class BitBertPreTrainedModel(PreTrainedModel):
     config_class = BitBertConfig
     config: BitBertConfig
     base_model_prefix = "bitbert"
+    # Losses are means over the batch; transformers.Trainer then leaves its own count of items out of the call.
+    accepts_loss_kwargs = False
     # Step sizes and shifts decide bits; casting them to half precision would move thresholds.
     _keep_in_fp32_modules_strict = {"alpha", "shift"}  # noqa: RUF012 (the name and type transformers reads)
 
@@ -125,9 +129,10 @@ class BitBertModel(BitBertPreTrainedModel):
         bias = None
         if attention_mask is not None:
             bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
+        with_attentions = _flag(output_attentions, self.config.output_attentions)
         hidden_states, attentions = [hidden], []
         for layer in self.layers:
-            hidden, attention = layer(hidden, bias)
+            hidden, attention = layer(hidden, bias, output_attentions=with_attentions)
             hidden_states.append(hidden)
             attentions.append(attention)
         output = BaseModelOutputWithPooling(
@@ -136,7 +141,7 @@ class BitBertModel(BitBertPreTrainedModel):
             hidden_states=tuple(hidden_states)
             if _flag(output_hidden_states, self.config.output_hidden_states)
             else None,
-            attentions=tuple(attentions) if _flag(output_attentions, self.config.output_attentions) else None,
+            attentions=tuple(attentions) if with_attentions else None,
         )
         return output if _flag(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -270,8 +275,7 @@ class BitBertForSequenceClassification(BitBertPreTrainedModel):
         super().__init__(config)
         self.num_labels = int(config.num_labels or 0)
         self.bitbert = BitBertModel(config)
-        dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
@@ -295,6 +299,76 @@ class BitBertForSequenceClassification(BitBertPreTrainedModel):
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
         return result if return_dict else result.to_tuple()
+
+
+class BitBertForTokenClassification(BitBertPreTrainedModel):
+    """Dropout and a full-precision linear classifier on each position of the last layer."""
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = int(config.num_labels or 0)
+        self.bitbert = BitBertModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """labels: (batch, positions), int64 classes, -100 where a position has none; logits have a class axis more."""
+        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
+        logits = self.classifier(self.dropout(output.last_hidden_state))
+        loss = None if labels is None else _token_loss(logits, labels)
+        result = TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return result if return_dict else result.to_tuple()
+
+
+class BitBertForQuestionAnswering(BitBertPreTrainedModel):
+    """A full-precision linear layer that scores each position as the answer's first and as its last token."""
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
+        self.bitbert = BitBertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **options: Any,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """start_positions, end_positions: (batch,), int64; -100 leaves a row out of the loss.
+
+        Logits are (batch, positions); loss = (CE(start) + CE(end)) / 2, as in BERT's SQuAD head.
+        """
+        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
+        start_logits, end_logits = self.qa_outputs(output.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (_token_loss(start_logits, start_positions) + _token_loss(end_logits, end_positions)) / 2
+        result = QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits.contiguous(),
+            end_logits=end_logits.contiguous(),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+
+def _classifier_dropout(config: BitBertConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def _encode(

@@ -16,6 +16,7 @@ from bitbert.model.configuration import QUANT_METHOD
 from bitbert.model.convert import mark_calibrated
 from bitbert.model.linear import BinaryEmbedding, BinaryLinear
 from bitbert.model.packed_layers import PackedEmbedding, PackedLinear
+from bitbert.model.stacked_layers import layer_conversions
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -54,6 +55,11 @@ class BitBertPackedQuantizer(HfQuantizer):
                 model.set_submodule(name, PackedEmbedding.like(module))
         # Packed checkpoints hold calibrated steps by definition and do not spend a tensor on saying so.
         model._keys_to_ignore_on_load_missing = [r"\.calibrated$"]
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        """The file holds the layers' tensors stacked; it is written back the same way."""
+        conversions: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        return conversions + layer_conversions(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         mark_calibrated(model)

@@ -68,7 +68,7 @@ BITBERT_API bitbert_model *bitbert_open(const char *folder, const char *isa);
 /* The same from the bytes of the two files, which need not outlive the call. */
 BITBERT_API bitbert_model *bitbert_open_memory(const char *config, size_t config_bytes, const void *weights, size_t weight_bytes, const char *isa);
 
-/* The same from tensors in memory. The layers are repacked; the embedding tables are used where they lie, so the
+/* The same from tensors in memory, "bitbert.layers.N.KIND" for each layer N. The layers are repacked; the embedding tables are used where they lie, so the
  * tensors must stay until bitbert_close(). */
 BITBERT_API bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa);
 

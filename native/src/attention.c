@@ -1,7 +1,8 @@
 /* Self-attention on bits.
  *
  *   scores    (a_q a_k (d - 2 popcount(q XOR k)) + E) / sqrt(d)
- *   attended  softmax(scores) > a_p / 2, a bit a key
+ *   attended  softmax(scores) > a_p / 2, a bit a key; exp(score) is a table's entry for the popcount times a factor that
+ *             only depends on E, so that exponentials are taken once for all heads
  *             or, Bi-Attention: 2 popcount(q XOR k) <= d; strict: < d. Steps are above 0 and do not enter
  *   context   a_p a_v (popcount(p) - 2 popcount(p AND v)) + a_p sum_{p_j = 1} r_v[j], of which only the sign is kept
  *
@@ -91,11 +92,15 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
     const bb_scratch *scratch = model->scratch;
     const bb_kernels *kernels = model->kernels;
     const size_t words = head_words(model), num_groups = sequence->num_groups, size = model->head_size;
-    const bool estimated = model->num_factors > 0;
+    const bool estimated = model->num_factors > 0, softmax = model->config.attention == BITBERT_SOFTMAX;
     const size_t set = head < model->num_estimator_sets ? head : 0;
-    if (estimated && head == set)
-        for (size_t i = 0; i < num_rows; i++)
-            estimate_scores(model, worker, sequence, set, row + i, worker->score_residual + i * sequence->num_groups * BB_PANEL);
+    const size_t padded_keys = sequence->num_groups * BB_PANEL;
+    const float inverse_root = (float)(1 / sqrt((double)model->head_size));
+    for (size_t i = 0; i < num_rows && softmax && head == set; i++) {
+        float *score_residual = worker->score_residual + i * padded_keys; /* stays 0 without estimators */
+        if (estimated) estimate_scores(model, worker, sequence, set, row + i, score_residual);
+        worker->spans[i] = model->kernels->factors(score_residual, sequence->num_rows, inverse_root, worker->factors + i * padded_keys);
+    }
 
     for (size_t i = 0; i < num_rows; i++)
         for (size_t word = 0; word < words; word++)
@@ -108,23 +113,23 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         kernels->count(queries, words, keys + group * words * BB_PANEL, false, worker->counts + group * panel_stride);
 
     bb_attended results[BB_QUERY_TILE];
-    const size_t padded_keys = scratch->num_groups * BB_PANEL;
+    const size_t value_row = (2 * model->num_factors + set) * scratch->num_groups * BB_PANEL + sequence->first_group * BB_PANEL;
     bb_attention attention = {
         .panel_stride = panel_stride,
         .num_keys = sequence->num_rows,
         .head_size = (int32_t)size,
         .score_scale = layer->query_key_step,
-        .inverse_root = (float)(1 / sqrt((double)size)),
+        .inverse_root = inverse_root,
         .step = layer->probability_step,
         .half_step = layer->probability_step / 2,
-        .value_residual = estimated ? scratch->key_estimates + (2 * model->num_factors + set) * padded_keys + sequence->first_group * BB_PANEL : NULL,
+        .value_residual = estimated ? scratch->key_estimates + value_row : NULL,
     };
-    memset(worker->attended, 0, num_rows * num_groups * sizeof(uint32_t));
-    const bool softmax = model->config.attention == BITBERT_SOFTMAX;
     if (!softmax) threshold_scores(model, worker, num_rows, sequence->num_rows, num_groups, results);
     for (size_t i = 0; softmax && i < num_rows; i++) {
         attention.counts = worker->counts + i * BB_PANEL;
-        attention.score_residual = estimated ? worker->score_residual + i * num_groups * BB_PANEL : NULL;
+        attention.weights = worker->spans[i] <= BB_WEIGHT_SPAN ? layer->weights : NULL;
+        attention.factors = worker->factors + i * padded_keys;
+        attention.score_residual = estimated ? worker->score_residual + i * padded_keys : NULL;
         results[i] = kernels->attend(&attention, worker->scores, worker->attended + i * num_groups);
     }
 
@@ -134,7 +139,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
         const size_t channel = head * size + word * 32;
         kernels->count(attended, num_groups, values + word * num_groups * BB_PANEL, true, worker->counts);
         uint32_t bits[BB_QUERY_TILE];
-        kernels->context(worker->counts, num_rows, results, layer->probability_value_step, layer->attention_output.shift + channel, bits);
+        kernels->context(worker->counts, num_rows, results, layer->probability_value_step, layer->attention_output.limit + channel, bits);
         for (size_t i = 0; i < num_rows; i++)
             bb_put_bits(context + i * model->hidden_words, channel, smaller(32, size - word * 32), bits[i]);
     }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "amx.h"
 #include "bitbert.h"
 #include "dispatch.h"
 #include "error.h"
@@ -22,18 +23,17 @@ const char *bitbert_error(void) { return last_error; }
 
 int bitbert_abi_version(void) { return BITBERT_ABI_VERSION; }
 
-enum { NUM_CANDIDATES = 3 };
+enum { NUM_CANDIDATES = 4 };
 
 /* The kernels of this architecture, best first; NULL where the processor lacks the instructions. */
 static const bb_kernels *candidate(size_t index) {
 #if defined(__x86_64__)
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq");
     switch (index) {
-        case 0:
-            return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq")
-                       ? &bb_avx512_kernels
-                       : NULL;
-        case 1: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") ? &bb_avx2_kernels : NULL;
+        case 0: return avx512 && bb_amx_permitted() ? &bb_amx_kernels : NULL;
+        case 1: return avx512 ? &bb_avx512_kernels : NULL;
+        case 2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") ? &bb_avx2_kernels : NULL;
     }
 #elif defined(__aarch64__)
     if (index == 0) return &bb_neon_kernels;

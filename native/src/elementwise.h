@@ -35,7 +35,7 @@ BB_INLINE bb_floats lanes_exp(bb_floats x) {
     p = p * r + 1.66666667e-1f;
     p = p * r + 0.5f;
     p = p * (r * r) + r + 1.0f;
-    return (bb_floats)((bb_ints)p + ((bb_ints)shifted << 23));
+    return (bb_floats)((bb_words)p + ((bb_words)shifted << 23));
 }
 
 static void threshold_counts(const uint32_t *counts, size_t num_rows, bb_thresholds limits, uint32_t *bits, size_t stride) {
@@ -89,13 +89,13 @@ static void normalize_row(const bb_norm *norm, float *row, uint32_t *const *bits
     const double variance = (double)lanes_sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / (double)width;
     const float inverse = (float)(1.0 / sqrt(variance + norm->eps));
 
-    const size_t num_shifts = norm->num_shifts;
+    const size_t num_limits = norm->num_limits;
     for (size_t i = 0; i < width; i += BB_LANES) {
-        /* Weight, bias and shift are 0 in the padding, so a padded row stays 0 there and its bits too. */
+        /* Weight, bias and limit are 0 in the padding, so a padded row stays 0 there and its bits too. */
         bb_floats value = (lanes_load(row + i) - mean) * inverse * lanes_load(norm->weight + i) + lanes_load(norm->bias + i);
         lanes_store(row + i, value);
-        for (size_t s = 0; s < num_shifts; s++) {
-            uint16_t negative = (uint16_t)lanes_less(value + lanes_load(norm->shift[s] + i), (bb_floats){0});
+        for (size_t s = 0; s < num_limits; s++) {
+            uint16_t negative = (uint16_t)lanes_less(value, lanes_load(norm->limit[s] + i));
             memcpy((char *)bits[s] + i / 8, &negative, sizeof negative);
         }
     }
@@ -139,7 +139,44 @@ static void estimate_row(const bb_estimate *estimate, size_t num_keys, float *ou
     }
 }
 
-static bb_attended attend_row(const bb_attention *attention, float *scores, uint32_t *bits) {
+static float estimate_factors(const float *score_residual, size_t num_keys, float inverse_root, float *out) {
+    bb_floats highest = lanes_spread(-INFINITY), lowest = lanes_spread(-INFINITY); /* of E and of -E */
+    for (size_t k = 0; k < num_keys; k += BB_LANES) {
+        bb_floats scaled = lanes_load(score_residual + k) * inverse_root;
+        lanes_store(out + k, scaled);
+        if (num_keys - k < BB_LANES) {
+            for (size_t lane = num_keys - k; lane < BB_LANES; lane++) out[k + lane] = out[k];
+            scaled = lanes_load(out + k);
+        }
+        highest = lanes_max(highest, scaled);
+        lowest = lanes_max(lowest, -scaled);
+    }
+    const float top = lanes_largest(highest);
+    for (size_t k = 0; k < num_keys; k += BB_PANEL)
+        for (size_t j = k; j < k + BB_PANEL; j += BB_LANES) {
+            bb_floats factor = lanes_exp(lanes_load(out + j) - top) * BB_WEIGHT_UNIT;
+            lanes_store(out + j, lanes_keep(factor, lanes_inside(j, num_keys)));
+        }
+    return top + lanes_largest(lowest);
+}
+
+/* Writes the weights of softmax but for a constant factor, as products of table and factor; returns their sum. */
+static float weigh_by_table(const bb_attention *attention, float *weights) {
+    const bb_table table = lanes_table(attention->weights->low, attention->weights->high);
+    bb_floats sums[2] = {{0}};
+    const uint32_t *counts = attention->counts;
+    for (size_t k = 0; k < attention->num_keys; k += BB_PANEL, counts += attention->panel_stride)
+        for (size_t j = 0; j < 2; j++) {
+            bb_floats weight = lanes_look_up(&table, lanes_load_words(counts + j * BB_LANES));
+            weight *= lanes_load(attention->factors + k + j * BB_LANES);
+            lanes_store(weights + k + j * BB_LANES, weight);
+            sums[j] += weight;
+        }
+    return lanes_sum(sums[0] + sums[1]);
+}
+
+/* The same by exponentials of scores, whatever they span. */
+static float weigh_by_scores(const bb_attention *attention, float *scores) {
     const size_t num_keys = attention->num_keys;
     bb_floats largest = lanes_spread(-INFINITY);
     for (size_t k = 0; k < num_keys; k += BB_LANES) {
@@ -154,40 +191,48 @@ static bb_attended attend_row(const bb_attention *attention, float *scores, uint
         }
         largest = lanes_max(largest, score);
     }
-
     const float top = lanes_largest(largest);
     bb_floats sum = {0};
-    for (size_t k = 0; k < num_keys; k += BB_LANES) {
-        bb_floats weight = lanes_exp(lanes_load(scores + k) - top);
-        lanes_store(scores + k, weight);
-        sum += weight;
-    }
+    for (size_t k = 0; k < num_keys; k += BB_PANEL)
+        for (size_t j = k; j < k + BB_PANEL; j += BB_LANES) {
+            bb_floats weight = lanes_keep(lanes_exp(lanes_load(scores + j) - top), lanes_inside(j, num_keys));
+            lanes_store(scores + j, weight);
+            sum += weight;
+        }
+    return lanes_sum(sum);
+}
 
-    /* p > a_p / 2 with p = weight / sum; an absent key's weight of 4e-38 never passes. */
-    const bb_floats limit = lanes_spread(attention->half_step * lanes_sum(sum));
-    bb_floats residual = {0};
+static bb_attended attend_row(const bb_attention *attention, float *weights, uint32_t *bits) {
+    const float sum = attention->weights ? weigh_by_table(attention, weights) : weigh_by_scores(attention, weights);
+    /* p > a_p / 2 with p = weight / sum. */
+    const bb_floats limit = lanes_spread(attention->half_step * sum);
+    bb_floats residuals[2] = {{0}};
     bb_attended attended = {.ones = 0};
-    for (size_t k = 0; k < num_keys; k += BB_LANES) {
-        const uint32_t keys = lanes_less(limit, lanes_load(scores + k));
+    for (size_t k = 0; k < attention->num_keys; k += BB_PANEL) {
+        const uint32_t low = lanes_less(limit, lanes_load(weights + k)), high = lanes_less(limit, lanes_load(weights + k + BB_LANES));
+        const uint32_t keys = low | high << BB_LANES;
+        bits[k / BB_PANEL] = keys;
         attended.ones += __builtin_popcount(keys);
-        memcpy((char *)bits + k / 8, &(uint16_t){(uint16_t)keys}, sizeof(uint16_t));
-        if (attention->value_residual) residual += lanes_keep(lanes_load(attention->value_residual + k), keys);
+        if (!attention->value_residual) continue;
+        residuals[0] += lanes_keep(lanes_load(attention->value_residual + k), low);
+        residuals[1] += lanes_keep(lanes_load(attention->value_residual + k + BB_LANES), high);
     }
-    if (attention->value_residual) attended.residual = lanes_sum(residual) * attention->step;
+    if (attention->value_residual) attended.residual = lanes_sum(residuals[0] + residuals[1]) * attention->step;
     return attended;
 }
 
-static void context_rows(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits) {
-    const bb_floats low_shift = lanes_load(shift), high_shift = lanes_load(shift + BB_LANES);
+static void context_rows(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *limit, uint32_t *bits) {
+    const bb_floats low_limit = lanes_load(limit), high_limit = lanes_load(limit + BB_LANES);
     for (size_t row = 0; row < num_rows; row++, counts += BB_PANEL) {
-        bb_floats low = counts_to_products(counts, attended[row].ones) * scale + attended[row].residual + low_shift;
-        bb_floats high = counts_to_products(counts + BB_LANES, attended[row].ones) * scale + attended[row].residual + high_shift;
-        bits[row] = lanes_less(low, (bb_floats){0}) | lanes_less(high, (bb_floats){0}) << BB_LANES;
+        bb_floats low = counts_to_products(counts, attended[row].ones) * scale + attended[row].residual;
+        bb_floats high = counts_to_products(counts + BB_LANES, attended[row].ones) * scale + attended[row].residual;
+        bits[row] = lanes_less(low, low_limit) | lanes_less(high, high_limit) << BB_LANES;
     }
 }
 
 #define BB_ELEMENTWISE \
     .threshold = threshold_counts, .scale_add = scale_add_counts, .normalize = normalize_row, .dot = dot_row, \
-    .embed = embed_row, .estimate = estimate_row, .attend = attend_row, .context = context_rows
+    .embed = embed_row, .estimate = estimate_row, .factors = estimate_factors, .attend = attend_row, \
+    .context = context_rows
 
 #endif

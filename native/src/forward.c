@@ -10,7 +10,7 @@
 #include "attention.h"
 #include "bits.h"
 #include "error.h"
-#include "panels.h"
+#include "multiply.h"
 #include "scratch.h"
 
 typedef struct {
@@ -23,14 +23,40 @@ typedef struct {
 
 static void *row_of(void *rows, size_t row, size_t stride) { return (uint32_t *)rows + row * stride; }
 
+/* Where the counts of a linear layer go. */
+typedef struct {
+    const bb_kernels *kernels;
+    const bb_linear *linear;
+    const int32_t *bases; /* (rows) */
+    uint32_t *bits;
+    float *floats;
+    bool accumulate;
+    size_t stride; /* of bits or floats */
+} destination;
+
+static void to_bits(void *context, size_t panel, size_t first, size_t num_rows, const uint32_t *counts) {
+    const destination *d = context;
+    const bb_thresholds limits = {.offset = d->linear->offset + panel * BB_PANEL, .width = d->linear->width + panel * BB_PANEL};
+    d->kernels->threshold(counts, num_rows, limits, d->bits + first * d->stride + panel, d->stride);
+}
+
+static void to_floats(void *context, size_t panel, size_t first, size_t num_rows, const uint32_t *counts) {
+    const destination *d = context;
+    const size_t column = panel * BB_PANEL;
+    d->kernels->scale_add(counts, num_rows, d->bases + first, d->linear->scale + column, d->linear->bias + column, d->accumulate,
+                          d->floats + first * d->stride + column, d->stride);
+}
+
+static bb_product product_of(const bb_linear *linear, bb_rows rows, const bb_worker *worker) {
+    return (bb_product){.rows = rows, .num_words = linear->num_words, .panels = linear->panels, .num_panels = linear->num_panels,
+                        .mask = linear->mask, .counts = worker->counts, .bytes = worker->bytes};
+}
+
 /* Linear layer whose outputs are bits. */
 static void linear_bits(const bb_kernels *kernels, const bb_linear *linear, bb_rows rows, bb_worker *worker, uint32_t *out, size_t stride) {
-    for (size_t panel = 0; panel < linear->num_panels; panel++) {
-        const size_t column = panel * BB_PANEL;
-        kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), false, worker->counts);
-        const bb_thresholds limits = {.offset = linear->offset + column, .width = linear->width + column};
-        kernels->threshold(worker->counts, rows.num_rows, limits, out + panel, stride);
-    }
+    destination d = {.kernels = kernels, .linear = linear, .bits = out, .stride = stride};
+    const bb_product product = product_of(linear, rows, worker);
+    bb_multiply(kernels, &product, to_bits, &d);
 }
 
 /* Linear layer whose float outputs are added to, or stored in, `out`. */
@@ -38,23 +64,20 @@ static void linear_floats(const bb_kernels *kernels, const bb_linear *linear, bb
                           size_t stride) {
     for (size_t row = 0; row < rows.num_rows; row++)
         worker->bases[row] = linear->mask ? bb_count_ones(rows.words + row * rows.stride, linear->num_words) : (int32_t)linear->num_inputs;
-    for (size_t panel = 0; panel < linear->num_panels; panel++) {
-        const size_t column = panel * BB_PANEL;
-        kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), linear->mask, worker->counts);
-        kernels->scale_add(worker->counts, rows.num_rows, worker->bases, linear->scale + column, linear->bias + column, accumulate,
-                           out + column, stride);
-    }
+    destination d = {.kernels = kernels, .linear = linear, .bases = worker->bases, .floats = out, .accumulate = accumulate, .stride = stride};
+    const bb_product product = product_of(linear, rows, worker);
+    bb_multiply(kernels, &product, to_floats, &d);
 }
 
-/* LayerNorm of a block in place; worker->bits[s] receives the input bits of the linear layers with these shifts. */
-static void normalize(const bitbert_model *model, bb_worker *worker, const bb_affine *affine, size_t num_shifts, float *const *shifts,
+/* LayerNorm of a block in place; worker->bits[s] receives the input bits of the linear layers with these limits. */
+static void normalize(const bitbert_model *model, bb_worker *worker, const bb_affine *affine, size_t num_limits, float *const *limits,
                       float *rows, size_t num_rows) {
     bb_norm norm = {.weight = affine->weight, .bias = affine->bias, .eps = model->config.layer_norm_eps,
-                    .width = (size_t)model->config.hidden_size, .num_shifts = num_shifts};
-    for (size_t s = 0; s < num_shifts; s++) norm.shift[s] = shifts[s];
+                    .width = (size_t)model->config.hidden_size, .num_limits = num_limits};
+    for (size_t s = 0; s < num_limits; s++) norm.limit[s] = limits[s];
     for (size_t row = 0; row < num_rows; row++) {
         uint32_t *bits[3];
-        for (size_t s = 0; s < num_shifts; s++) bits[s] = row_of(worker->bits[s], row, model->hidden_words);
+        for (size_t s = 0; s < num_limits; s++) bits[s] = row_of(worker->bits[s], row, model->hidden_words);
         model->kernels->normalize(&norm, rows + row * model->hidden_stride, bits);
     }
 }
@@ -66,7 +89,7 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
     float *hidden = scratch->hidden + first * model->hidden_stride;
     const size_t words = model->hidden_words;
     if (next == (size_t)model->config.num_hidden_layers) {
-        normalize(model, worker, affine, 1, (float *const[]){model->pooler.shift}, hidden, count);
+        normalize(model, worker, affine, 1, (float *const[]){model->pooler.limit}, hidden, count);
         for (size_t row = 0; row < count; row++) {
             const size_t sequence = scratch->sequence_of_row[first + row];
             if (scratch->sequences[sequence].first_row != first + row) continue;
@@ -75,7 +98,7 @@ static void normalize_for_next(const bitbert_model *model, bb_worker *worker, co
         return;
     }
     const bb_layer *layer = &model->layers[next];
-    normalize(model, worker, affine, 3, (float *const[]){layer->query.shift, layer->key.shift, layer->value.shift}, hidden, count);
+    normalize(model, worker, affine, 3, (float *const[]){layer->query.limit, layer->key.limit, layer->value.limit}, hidden, count);
     const bb_linear *linears[] = {&layer->query, &layer->key, &layer->value};
     uint32_t *outputs[] = {scratch->query_bits, scratch->key_bits, scratch->value_bits};
     for (size_t s = 0; s < 3; s++) {
@@ -135,7 +158,7 @@ static void layer_block(void *context, size_t worker_index, size_t block) {
     bb_attend(model, layer, worker, first, count);
     bb_rows rows = {.words = worker->context, .stride = model->hidden_words, .num_rows = count};
     linear_floats(kernels, &layer->attention_output, rows, worker, true, hidden, model->hidden_stride);
-    normalize(model, worker, &layer->attention_norm, 1, (float *const[]){layer->intermediate.shift}, hidden, count);
+    normalize(model, worker, &layer->attention_norm, 1, (float *const[]){layer->intermediate.limit}, hidden, count);
     rows.words = worker->bits[0];
     linear_bits(kernels, &layer->intermediate, rows, worker, worker->inner, model->inner_words);
     rows = (bb_rows){.words = worker->inner, .stride = model->inner_words, .num_rows = count};

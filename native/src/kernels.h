@@ -24,6 +24,23 @@ typedef struct {
  * over `num_words` words; counts has num_rows * 32 entries. */
 typedef void bb_count(bb_rows rows, size_t num_words, const uint32_t *panel, bool mask, uint32_t *counts);
 
+/* Rows multiplied with panels one after the other, and memory to do it in. */
+typedef struct {
+    bb_rows rows;
+    size_t num_words;
+    const uint32_t *panels;
+    size_t num_panels;
+    bool mask;
+    uint32_t *counts; /* room for the rows, rounded up to 32, times 32 */
+    int8_t *bytes;    /* room for bb_product_bytes() */
+} bb_product;
+
+/* Receives the counts of rows [first_row, first_row + num_rows) with a panel, 32 a row. */
+typedef void bb_consume(void *context, size_t panel, size_t first_row, size_t num_rows, const uint32_t *counts);
+
+/* Rows as bytes: whole groups of 16, and a vector a row beside them. */
+static inline size_t bb_product_bytes(size_t num_rows, size_t num_words) { return (num_rows + 15) / 16 * 16 * (num_words * 32 + 64); }
+
 /* Thresholds of one column: the output bit is (count - offset) <= width in unsigned 32-bit arithmetic,
  * which expresses every interval of counts and every complement of one. */
 typedef struct {
@@ -31,16 +48,27 @@ typedef struct {
     const uint32_t *width;
 } bb_thresholds;
 
-/* Layer normalisation of a row, and the bits that follow from it: bits[s][i] = [out[i] + shift[s][i] < 0].
+/* Layer normalisation of a row, and the bits that follow from it: bits[s][i] = [out[i] < limit[s][i]].
  * Arrays and rows are padded with zeros to a multiple of 64 entries. */
 typedef struct {
     const float *weight;
     const float *bias;
     double eps;
     size_t width;
-    size_t num_shifts;
-    const float *shift[3];
+    size_t num_limits;
+    const float *limit[3];
 } bb_norm;
+
+/* Every weight exp(score) is a product: of a table's entry for the count, and of a factor exp(E / sqrt(d)) for the key.
+ * Tables and factors carry 2^50 each and span at most exp(75), so that no product leaves the range of a float and none
+ * of those that matter its precision. */
+#define BB_WEIGHT_UNIT 0x1p50f
+#define BB_WEIGHT_SPAN 75.0f
+
+/* exp(-2 a_q a_k count / sqrt(d)) is low[count % 32] * high[count / 32]. */
+typedef struct {
+    float low[32], high[16];
+} bb_weights;
 
 /* One query row's attention over `num_keys` keys of one head. */
 typedef struct {
@@ -51,8 +79,10 @@ typedef struct {
     float score_scale;          /* a_q a_k */
     float inverse_root;         /* 1 / sqrt(head_size) */
     float step, half_step;      /* a_p, a_p / 2 */
+    const bb_weights *weights;  /* NULL where the table or the factors would span too much */
+    const float *factors;       /* exp(E[query] / sqrt(d)) but for a constant; 0 for the absent keys of the last panel */
     const float *score_residual; /* E[query], or NULL */
-    const float *value_residual; /* r_v, or NULL; padded like the keys to a multiple of 16 */
+    const float *value_residual; /* r_v, or NULL; padded like the keys to a multiple of 32 */
 } bb_attention;
 
 /* What a query attends to: how many keys, and a_p times the sum of their r_v. */
@@ -71,6 +101,10 @@ typedef struct {
 typedef struct {
     const char *name;
     bb_count *count;
+    /* As count() for all panels of a product with rows of an even number of words, from `multiply_from` rows on. NULL
+     * where there is nothing better than counting panel by panel. */
+    void (*multiply)(const bb_product *product, bb_consume *consume, void *context);
+    size_t multiply_from;
     /* xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done. */
     double (*spin)(size_t rounds);
     /* bits[row * stride] = 32 thresholded counts. */
@@ -87,15 +121,18 @@ typedef struct {
     void (*embed)(const uint32_t *bits, float scale, const float *type, const float *position, size_t width, float *out);
     /* A row of E; `num_keys` is rounded up to whole vectors. */
     void (*estimate)(const bb_estimate *estimate, size_t num_keys, float *out);
+    /* exp((E - largest E) / sqrt(d)) in units of BB_WEIGHT_UNIT, 0 for the absent keys of the last panel; returns how far
+     * E / sqrt(d) spans. */
+    float (*factors)(const float *score_residual, size_t num_keys, float inverse_root, float *out);
     /* Writes the bits of softmax(scores) > a_p / 2; `scores` is scratch. */
     bb_attended (*attend)(const bb_attention *attention, float *scores, uint32_t *bits);
-    /* Context bits of 32 channels for each row: [(ones - 2 count) * scale + residual + shift < 0]. */
-    void (*context)(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *shift, uint32_t *bits);
+    /* Context bits of 32 channels for each row: [(ones - 2 count) * scale + residual < limit]. */
+    void (*context)(const uint32_t *counts, size_t num_rows, const bb_attended *attended, float scale, const float *limit, uint32_t *bits);
 } bb_kernels;
 
 extern const bb_kernels bb_portable_kernels;
 #if defined(__x86_64__)
-extern const bb_kernels bb_avx2_kernels, bb_avx512_kernels;
+extern const bb_kernels bb_avx2_kernels, bb_avx512_kernels, bb_amx_kernels;
 #elif defined(__aarch64__)
 extern const bb_kernels bb_neon_kernels;
 #endif

@@ -5,7 +5,8 @@
  * -ffp-contract=off), so every instruction set rounds alike and takes the same binary decisions.
  *
  * A file that defines BB_NATIVE_LANES provides lanes_max, lanes_less, lanes_within and lanes_keep with its own
- * instructions: compilers lower the generic ones below poorly.
+ * instructions, one that defines BB_NATIVE_TABLE lanes_table and lanes_look_up: compilers lower the generic ones below
+ * poorly.
  */
 #ifndef BB_LANES_H
 #define BB_LANES_H
@@ -45,6 +46,26 @@ BB_INLINE float lanes_sum(bb_floats v) {
     v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     return v[0] + v[1];
 }
+
+#ifndef BB_NATIVE_TABLE
+
+/* A table of a product: lanes_look_up gives low[word % 32] * high[word / 32], for words below 512. */
+typedef struct {
+    const float *low, *high;
+} bb_table;
+
+BB_INLINE bb_table lanes_table(const float low[32], const float high[16]) { return (bb_table){low, high}; }
+
+BB_INLINE bb_floats lanes_look_up(const bb_table *table, bb_words words) {
+    bb_floats low, high;
+    for (int lane = 0; lane < BB_LANES; lane++) {
+        low[lane] = table->low[words[lane] % 32];
+        high[lane] = table->high[words[lane] / 32];
+    }
+    return low * high;
+}
+
+#endif
 
 #ifndef BB_NATIVE_LANES
 

@@ -94,10 +94,11 @@ static bb_linear linear(builder *b, const char *prefix, int32_t num_outputs, int
     const float *scale = scales(b, num_scales, prefix, "weight_scale");
     const float input_step = step(b, prefix, "input_binarizer.alpha");
     made.half_step = input_step / 2;
-    made.shift = copy_floats(b, made.num_inputs, bb_round_up(made.num_inputs, 64), prefix, "shift");
+    made.limit = copy_floats(b, made.num_inputs, bb_round_up(made.num_inputs, 64), prefix, "shift");
     made.bias = copy_floats(b, made.num_outputs, padded, prefix, "bias");
     made.scale = allocate(b, padded, sizeof(float));
     if (b->tensors.failed) return made;
+    for (size_t input = 0; input < made.num_inputs; input++) made.limit[input] = -made.limit[input];
     for (size_t output = 0; output < made.num_outputs; output++) made.scale[output] = scale[num_scales == 1 ? 0 : output] * input_step;
     bb_pack_panels(bits, made.num_outputs, made.num_words, made.panels);
     return made;
@@ -119,7 +120,7 @@ static void fold(builder *b, bb_linear *layer, bb_activation activation, const b
         if (output >= layer->num_outputs) continue;
         channel.scale = layer->scale[output];
         channel.bias = layer->bias[output];
-        channel.shift = next ? next->shift[output] : 0;
+        channel.shift = next ? -next->limit[output] : 0;
         bb_fold_channel(&channel, &layer->offset[output], &layer->width[output]);
     }
 }
@@ -143,6 +144,16 @@ static void estimator(builder *b, bb_layer *layer, const char *prefix) {
     }
 }
 
+/* The table of attention's weights, unless they span more than floats hold. */
+static bb_weights *weights(builder *b, float query_key_step) {
+    const double size = (double)b->model->head_size, slope = 2 * (double)query_key_step / sqrt(size);
+    bb_weights *made = allocate(b, 1, sizeof *made);
+    if (!made || size >= 512 || slope * size > (double)BB_WEIGHT_SPAN) return NULL;
+    for (int i = 0; i < 32; i++) made->low[i] = (float)exp(-slope * i);
+    for (int i = 0; i < 16 && 32 * i <= size; i++) made->high[i] = (float)exp(-slope * 32 * i) * BB_WEIGHT_UNIT;
+    return made;
+}
+
 static void build_layer(builder *b, size_t index) {
     const bitbert_config *config = &b->model->config;
     const int32_t hidden = config->hidden_size, inner = config->intermediate_size;
@@ -163,6 +174,7 @@ static void build_layer(builder *b, size_t index) {
     layer->query_key_step = query_step * step(b, NAMED("attention"), "key_binarizer.alpha");
     layer->probability_step = step(b, NAMED("attention"), "probability_binarizer.alpha");
     layer->probability_value_step = layer->probability_step * value_step;
+    layer->weights = weights(b, layer->query_key_step);
     if (config->residual_rank) estimator(b, layer, NAMED("attention"));
 #undef NAMED
     fold(b, &layer->query, BB_IDENTITY, NULL);
@@ -231,7 +243,7 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(((const bitbert_tensor *)a)->name, ((const bitbert_tensor *)b)->name);
 }
 
-bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool borrow) {
+bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool from_file) {
     if (check_config(config)) return NULL;
     const bb_kernels *kernels = bb_find_kernels(isa);
     if (!kernels) return NULL;
@@ -254,7 +266,8 @@ bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *ten
     model->hidden_stride = bb_round_up((size_t)config->hidden_size, 64);
     model->hidden_words = bb_row_words((size_t)config->hidden_size);
     model->inner_words = bb_row_words((size_t)config->intermediate_size);
-    builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}, .borrow = borrow};
+    builder b = {.model = model, .tensors = {.tensors = sorted, .count = num_tensors}, .borrow = !from_file};
+    if (from_file) b.tensors.num_stacked = (size_t)config->num_hidden_layers;
     build(&b);
     if (!b.tensors.failed && b.tensors.num_found != num_tensors) {
         b.tensors.failed = true;
@@ -270,7 +283,7 @@ bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *ten
 }
 
 bitbert_model *bitbert_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa) {
-    return bb_create(config, tensors, num_tensors, isa, true);
+    return bb_create(config, tensors, num_tensors, isa, false);
 }
 
 void bitbert_close(bitbert_model *model) {

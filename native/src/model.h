@@ -19,7 +19,7 @@ typedef struct {
     uint32_t *panels;   /* the weights; see panels.h */
     bool mask;          /* inputs are {0, 1} instead of signs */
     float half_step;    /* of the input's binarizer: the threshold of {0, 1} inputs */
-    float *shift;       /* (inputs): what is added to an input before its threshold */
+    float *limit;       /* (inputs): -shift; x + shift < 0 where x < limit, and that does not round */
     float *scale, *bias;
     uint32_t *offset, *width; /* thresholds of the outputs' bits, or NULL where the output stays float */
 } bb_linear;
@@ -32,6 +32,7 @@ typedef struct {
     bb_linear query, key, value, attention_output, intermediate, output;
     bb_affine attention_norm, output_norm;
     float query_key_step, probability_step, probability_value_step;
+    bb_weights *weights;     /* of attention; NULL where they would span too much */
     float *estimator_weight; /* (4 factors + sets, hidden_stride): q_p, k_p, q_m, k_m, then r_v; NULL without */
     float *estimator_bias;
 } bb_layer;
@@ -58,8 +59,8 @@ struct bitbert_model {
     size_t num_blocks, block_capacity;
 };
 
-/* As bitbert_create(); with `borrow` false the tensors need not outlive the call. */
-bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool borrow);
+/* As bitbert_create(); tensors `from_file` hold all layers' and need not outlive the call. */
+bitbert_model *bb_create(const bitbert_config *config, const bitbert_tensor *tensors, size_t num_tensors, const char *isa, bool from_file);
 
 /* Zeroed and aligned to 64 bytes; freed with the model. NULL when memory is short. */
 void *bb_model_allocate(bitbert_model *model, size_t num_bytes);

@@ -163,7 +163,7 @@ static bitbert_model *open_tensors(const bitbert_config *config, const unsigned 
     if (!names || !tensors || !ranges || (uintptr_t)data % 4)
         bb_fail("no memory for the names of %zu tensors; close other programs", json.count);
     else if (!list_tensors(&json, header, memcpy(names, header, (size_t)header_bytes), data, data_bytes, tensors, ranges, &count))
-        model = bb_create(config, tensors, count, isa, false);
+        model = bb_create(config, tensors, count, isa, true);
     free(json.nodes);
     free(names);
     free(aligned);

@@ -4,7 +4,7 @@
 
 #include "bits.h"
 #include "error.h"
-#include "panels.h"
+#include "multiply.h"
 #include "scratch.h"
 
 static double now_s(void) {
@@ -13,11 +13,16 @@ static double now_s(void) {
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
+static void leave(void *context, size_t panel, size_t first_row, size_t num_rows, const uint32_t *counts) {
+    (void)context, (void)panel, (void)first_row, (void)num_rows, (void)counts;
+}
+
 static void multiply_linear(const bitbert_model *model, const bb_linear *linear, const uint32_t *words, size_t stride, size_t num_rows) {
-    const bb_rows rows = {.words = words, .stride = stride, .num_rows = num_rows};
-    for (size_t panel = 0; panel < linear->num_panels; panel++)
-        model->kernels->count(rows, linear->num_words, bb_panel(linear->panels, linear->num_words, panel), linear->mask,
-                              model->scratch->workers[0].counts);
+    const bb_worker *worker = &model->scratch->workers[0];
+    const bb_product product = {.rows = {.words = words, .stride = stride, .num_rows = num_rows}, .num_words = linear->num_words,
+                                .panels = linear->panels, .num_panels = linear->num_panels, .mask = linear->mask,
+                                .counts = worker->counts, .bytes = worker->bytes};
+    bb_multiply(model->kernels, &product, leave, NULL);
 }
 
 static void multiply_attention(const bitbert_model *model, size_t num_groups, size_t num_rows) {

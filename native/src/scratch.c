@@ -7,7 +7,7 @@
 #include "bits.h"
 #include "error.h"
 
-enum { SHARED_BLOCKS = 13, WORKER_BLOCKS = 12 };
+enum { SHARED_BLOCKS = 13, WORKER_BLOCKS = 14 };
 
 /* 64-byte aligned zeros with a spare vector at the end, so that kernels may load whole vectors. */
 static void *allocate(bb_scratch *scratch, size_t count, size_t size) {
@@ -27,6 +27,7 @@ void bb_scratch_free(bb_scratch *scratch) {
 
 static bool make_worker(const bitbert_model *model, bb_scratch *scratch, bb_worker *worker) {
     const size_t rows = BB_BLOCK_ROWS, groups = (scratch->longest + BB_PANEL - 1) / BB_PANEL;
+    const size_t words = model->hidden_words > model->inner_words ? model->hidden_words : model->inner_words;
     const size_t count_rows = groups * BB_QUERY_TILE > rows ? groups * BB_QUERY_TILE : rows;
     worker->counts = allocate(scratch, count_rows * BB_PANEL, sizeof(uint32_t));
     worker->bases = allocate(scratch, rows, sizeof(int32_t));
@@ -34,11 +35,13 @@ static bool make_worker(const bitbert_model *model, bb_scratch *scratch, bb_work
     worker->inner = allocate(scratch, rows * model->inner_words, sizeof(uint32_t));
     worker->scores = allocate(scratch, groups * BB_PANEL, sizeof(float));
     worker->score_residual = allocate(scratch, BB_QUERY_TILE * groups * BB_PANEL, sizeof(float));
+    worker->factors = allocate(scratch, BB_QUERY_TILE * groups * BB_PANEL, sizeof(float));
     worker->query_factors = allocate(scratch, (size_t)model->config.residual_rank, sizeof(float));
     worker->attended = allocate(scratch, BB_QUERY_TILE * groups, sizeof(uint32_t));
     worker->head_queries = allocate(scratch, BB_QUERY_TILE * bb_row_words(model->head_size), sizeof(uint32_t));
-    bool made = worker->counts && worker->bases && worker->context && worker->inner && worker->scores && worker->score_residual &&
-                worker->query_factors && worker->attended && worker->head_queries;
+    if (model->kernels->multiply) worker->bytes = allocate(scratch, bb_product_bytes(rows, words), 1);
+    bool made = worker->counts && (worker->bytes || !model->kernels->multiply) && worker->bases && worker->context && worker->inner &&
+                worker->scores && worker->score_residual && worker->factors && worker->query_factors && worker->attended && worker->head_queries;
     for (size_t s = 0; s < 3; s++) {
         worker->bits[s] = allocate(scratch, rows * model->hidden_words, sizeof(uint32_t));
         made = made && worker->bits[s];

@@ -19,12 +19,15 @@ typedef struct {
 /* A thread's own. `rows` below is BB_BLOCK_ROWS, `keys` the longest sequence padded to panels. */
 typedef struct {
     uint32_t *counts;         /* (rows, 32), or (keys / 32, tile, 32) in attention */
+    int8_t *bytes;            /* of a product, where the kernels want them; see kernels.h */
     int32_t *bases;           /* (rows) */
     uint32_t *context;        /* (rows, hidden_words) */
     uint32_t *inner;          /* (rows, inner_words) */
     uint32_t *bits[3];        /* (rows, hidden_words): the hidden states, with the shifts of up to three linears */
     float *scores;            /* (keys) */
-    float *score_residual;    /* (tile, keys) */
+    float *score_residual;    /* (tile, keys): E of each query, or zeros */
+    float *factors;           /* (tile, keys): what E contributes to the weights of attention */
+    float spans[BB_QUERY_TILE]; /* of the logarithms of each query's factors */
     float *query_factors;     /* (rank) */
     uint32_t *attended;       /* (tile, keys / 32) */
     uint32_t *head_queries;   /* (tile, words of a head) */

@@ -13,16 +13,32 @@ enum { MAX_NAME = 160 };
 
 static int compare_to_name(const void *name, const void *tensor) { return strcmp(name, ((const bitbert_tensor *)tensor)->name); }
 
+/* Splits the name of a layer's tensor into the name of all layers' and the layer's index. */
+static bool split_name(const char *name, char stacked[MAX_NAME], size_t *index) {
+    static const char prefix[] = "bitbert.layers.";
+    char *kind;
+    if (strncmp(name, prefix, sizeof prefix - 1)) return false;
+    *index = strtoul(name + sizeof prefix - 1, &kind, 10);
+    snprintf(stacked, MAX_NAME, "%s%s", prefix, kind + 1);
+    return true;
+}
+
 static const void *find(bb_tensors *tensors, size_t num_bytes, const char *name) {
+    char stacked[MAX_NAME];
+    size_t index = 0, num_parts = 1;
+    if (tensors->num_stacked && split_name(name, stacked, &index)) {
+        name = stacked;
+        num_parts = tensors->num_stacked;
+    }
     const bitbert_tensor *found = bsearch(name, tensors->tensors, tensors->count, sizeof *found, compare_to_name);
-    tensors->failed = !found || found->num_bytes != num_bytes;
+    tensors->failed = !found || found->num_bytes / num_parts != num_bytes || found->num_bytes % num_parts;
     if (!found)
         bb_fail("tensor %s is missing; the weights do not fit the config", name);
     else if (tensors->failed)
-        bb_fail("tensor %s has %zu bytes, wanted %zu; the weights do not fit the config", name, found->num_bytes, num_bytes);
+        bb_fail("tensor %s has %zu bytes, wanted %zu; the weights do not fit the config", name, found->num_bytes, num_parts * num_bytes);
     if (tensors->failed) return NULL;
-    tensors->num_found++;
-    return found->data;
+    tensors->num_found += index == 0;
+    return (const char *)found->data + index * num_bytes;
 }
 
 const float *bb_float_tensor(bb_tensors *tensors, size_t count, bb_values values, const char *format, ...) {

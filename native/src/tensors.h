@@ -9,6 +9,7 @@
 typedef struct {
     const bitbert_tensor *tensors; /* sorted by name */
     size_t count;
+    size_t num_stacked; /* layers whose tensors lie in one, as in a file; 0: each layer's has its own name */
     size_t num_found;
     bool failed;
 } bb_tensors;

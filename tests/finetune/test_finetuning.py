@@ -1,7 +1,10 @@
-"""Finetuning from every kind of source, in this process, on a tiny pair task."""
+"""Finetuning from every kind of source, in this process, on tiny tasks."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,43 +12,33 @@ import torch
 
 from bitbert.errors import UserError
 from bitbert.finetune.config import FinetuneConfig
-from bitbert.finetune.data import TaskData, encode, read_csv_task
+from bitbert.finetune.data import TaskData
+from bitbert.finetune.glue_files import read_glue_tasks
+from bitbert.finetune.own_data import read_own_task
+from bitbert.finetune.run import finetune
 from bitbert.finetune.source import open_source
-from bitbert.finetune.train import finetune, learning_rate, majority_scores
+from bitbert.finetune.tasks import TASKS
+from bitbert.finetune.train import encode_task, task_loss
+from bitbert.model import BitBertForQuestionAnswering, BitBertForTokenClassification
 from bitbert.model.export import pack_model
 from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime
-from tests.conftest import run_module, tiny_model
-
-RECIPE = FinetuneConfig(epochs=2, batch_size=16, max_length=32, learning_rate=1e-3)
-
-
-@pytest.fixture(scope="module")
-def task(tiny_shards: Path) -> TaskData:
-    folder = tiny_shards / "pair_task"
-    return read_csv_task(folder / "train.csv", folder / "eval.csv", regression=False)
+from tests.conftest import tiny_model
+from tests.finetune.conftest import RECIPE
+from tests.finetune.test_own_data import QUESTION, write
 
 
-@pytest.fixture(scope="module")
-def saved_model(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining model as save_pretrained leaves it, in a folder that looks like a run's."""
-    folder = tmp_path_factory.mktemp("run")
-    tiny_model("bipft-b", vocab_size=tiny_tokenizer.vocab_size).save_pretrained(folder / "final")
-    tiny_tokenizer.save(folder / "final")
-    return folder
+def run(model: Path, task: TaskData, output: Path, seeds: list[int] | None = None, /, **changes: Any) -> dict[str, Any]:
+    recipe = RECIPE.model_copy(update=changes)
+    return finetune(open_source(str(model), None), task, recipe, seeds or [0], output, model_name="m")
 
 
-@pytest.fixture(scope="module")
-def packed_model(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packed") / "model"
-    model = tiny_model("bipft-b", vocab_size=tiny_tokenizer.vocab_size)
-    save_packed(folder, pack_model(model, tiny_tokenizer, max_length=32), "# card\n")
-    return folder
+def classifier(output: Path) -> np.ndarray:
+    return load_packed(output / "seed-0" / "packed").tensors["classifier.weight"]
 
 
-def test_from_a_run_to_a_packed_task_model(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
-    summary = finetune(open_source(str(saved_model), None), task, RECIPE, [0, 1], tmp_path, model_name="m")
-    assert json.loads((tmp_path / "results.json").read_text())["mean"] == summary["mean"]
+def test_from_a_run_to_a_packed_task_model(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    summary = run(saved_model, pair_task, tmp_path, [0, 1])
     assert set(summary["seeds"]) == {"0", "1"}
     values = [summary["seeds"][seed]["eval"]["accuracy"] for seed in ("0", "1")]
     assert summary["mean"]["eval"]["accuracy"] == pytest.approx(np.mean(values))
@@ -54,63 +47,129 @@ def test_from_a_run_to_a_packed_task_model(task: TaskData, saved_model: Path, tm
 
     runtime = Runtime.load(tmp_path / "seed-0" / "packed")
     assert runtime.config.labels == ["different", "same"]
-    examples = task.evaluation["eval"]
+    examples = pair_task.evaluation["eval"]
     predictions = runtime.classify(list(zip(examples.texts, examples.second_texts, strict=True)))
-    right = [
-        prediction.label == task.labels[label] for prediction, label in zip(predictions, examples.labels, strict=True)
-    ]
+    labels = [pair_task.head.labels[number] for number in examples.labels]
+    right = [found.label == label for found, label in zip(predictions, labels, strict=True)]
     assert np.mean(right) == pytest.approx(values[0], abs=1 / len(examples))  # the score is the packed model's
 
 
-def test_it_learns_its_training_set(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
-    training_set = TaskData(task.name, task.train, {"train": task.train}, task.labels, task.metrics, 3)
-    recipe = RECIPE.model_copy(update={"epochs": 20, "learning_rate": 3e-3})
-    summary = finetune(open_source(str(saved_model), None), training_set, recipe, [0], tmp_path, model_name="m")
+def test_it_learns_its_training_set(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    training_set = dataclasses.replace(pair_task, evaluation={"train": pair_task.train})
+    summary = run(saved_model, training_set, tmp_path, epochs=20, learning_rate=3e-3)
     assert summary["mean"]["train"]["accuracy"] > 0.75
 
 
-def test_finished_seeds_are_skipped_and_other_recipes_refused(
-    task: TaskData, saved_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_finished_seeds_are_skipped_and_others_refused(
+    pair_task: TaskData, saved_model: Path, packed_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = open_source(str(saved_model), None)
-    first = finetune(source, task, RECIPE, [3], tmp_path, model_name="m")
+    first = run(saved_model, pair_task, tmp_path, [3])
     marker = (tmp_path / "seed-3" / "packed" / "model.safetensors").stat().st_mtime_ns
-    again = finetune(source, task, RECIPE, [3], tmp_path, model_name="m")
-    assert again == first
+    assert run(saved_model, pair_task, tmp_path, [3]) == first
     assert (tmp_path / "seed-3" / "packed" / "model.safetensors").stat().st_mtime_ns == marker
     assert "seed 3: already done" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds a result with another config"):
-        finetune(source, task, RECIPE.model_copy(update={"epochs": 3}), [3], tmp_path, model_name="m")
+        run(saved_model, pair_task, tmp_path, [3], epochs=3)
+    with pytest.raises(UserError, match="another weights_sha256"):
+        run(packed_model, pair_task, tmp_path, [3])
+    with pytest.raises(UserError, match="another data_sha256"):
+        run(saved_model, dataclasses.replace(pair_task, train=pair_task.train.take(np.arange(9))), tmp_path, [3])
 
 
-def test_same_seed_same_bits(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+def test_a_seed_that_was_cut_off_starts_again(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    calls = 0
+
+    def fails(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise KeyboardInterrupt
+        return task_loss(model, batch)
+
+    source = open_source(str(saved_model), None)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(source, pair_task, RECIPE, [0], tmp_path / "cut", model_name="m", loss=fails)
+    assert not (tmp_path / "cut" / "seed-0" / "result.json").exists()
+    assert run(saved_model, pair_task, tmp_path / "cut") == run(saved_model, pair_task, tmp_path / "whole")
+    lines = [(tmp_path / name / "seed-0" / "metrics.jsonl").read_text().count("\n") for name in ("cut", "whole")]
+    assert lines[0] == lines[1]
+
+
+def test_same_seed_same_bits(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        finetune(open_source(str(saved_model), None), task, RECIPE, [0], tmp_path / name, model_name="m")
+        run(saved_model, pair_task, tmp_path / name)
     tensors = [load_packed(tmp_path / name / "seed-0" / "packed").tensors for name in ("a", "b")]
     assert all(np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
 @pytest.mark.parametrize(("selection", "pick"), [("best_epoch", max), ("last_epoch", lambda scores: scores[-1])])
-def test_selection_is_what_it_says(task: TaskData, saved_model: Path, tmp_path: Path, selection: str, pick) -> None:
-    recipe = RECIPE.model_copy(update={"selection": selection, "epochs": 4, "learning_rate": 5e-3})
-    summary = finetune(open_source(str(saved_model), None), task, recipe, [0], tmp_path, model_name="m")
+def test_selection_is_what_it_says(
+    pair_task: TaskData, saved_model: Path, tmp_path: Path, selection: str, pick: Callable[[list[float]], float]
+) -> None:
+    summary = run(saved_model, pair_task, tmp_path, selection=selection, epochs=4, learning_rate=5e-3)
     history = json.loads((tmp_path / "seed-0" / "result.json").read_text())["history"]
-    assert len(history) == 4
-    assert summary["mean"]["eval"]["accuracy"] == pick([scores["eval"]["accuracy"] for scores in history])
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+    assert summary["mean"]["eval"]["accuracy"] == pick([entry["scores"]["eval"]["accuracy"] for entry in history])
     assert summary["selection"] == selection
+    assert ("optimistic" in summary["selection_meaning"]) == (selection == "best_epoch")
+
+
+def test_a_split_of_the_training_set_selects(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"selection": "train_split", "selection_fraction": 0.25})
+    encoded = encode_task(pair_task, open_source(str(saved_model), None), recipe)
+    held_out, kept = encoded.evaluation["selection"].examples, encoded.train.examples
+    pairs = [set(zip(part.texts, part.second_texts, strict=True)) for part in (held_out, kept)]
+    assert (len(held_out), len(kept)) == (16, 48)
+    assert not pairs[0] & pairs[1]
+    summary = run(
+        saved_model,
+        pair_task,
+        tmp_path,
+        selection="train_split",
+        selection_fraction=0.25,
+        epochs=4,
+        learning_rate=5e-3,
+    )
+    result = json.loads((tmp_path / "seed-0" / "result.json").read_text())
+    scores = [entry["scores"]["selection"]["accuracy"] for entry in result["history"]]
+    chosen = result["history"][scores.index(max(scores))]
+    assert result["step"] == chosen["step"]
+    assert summary["mean"] == {"eval": chosen["scores"]["eval"]}
+    with pytest.raises(UserError, match="too few to hold some out"):
+        run(saved_model, pair_task, tmp_path / "few", selection="train_split", max_train_rows=1)
+
+
+def test_evaluating_every_few_steps(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    run(saved_model, pair_task, tmp_path, eval_every=3)
+    result = json.loads((tmp_path / "seed-0" / "result.json").read_text())
+    assert [entry["step"] for entry in result["history"]] == [3, 6, 8]  # and the last step
 
 
 def test_packed_and_latent_sources_start_from_the_same_function(
-    task: TaskData, saved_model: Path, packed_model: Path, tiny_tokenizer
+    pair_task: TaskData, saved_model: Path, packed_model: Path, tiny_tokenizer
 ) -> None:
     ids = torch.randint(5, tiny_tokenizer.vocab_size, (2, 12))
-    latent, packed = (open_source(str(path), None).build(task, seed=0).eval() for path in (saved_model, packed_model))
+    models = [open_source(str(path), None).build(pair_task.head, seed=0).eval() for path in (saved_model, packed_model)]
     with torch.no_grad():
-        assert torch.allclose(latent(ids).logits, packed(ids).logits, atol=1e-5)
+        assert torch.allclose(models[0](ids).logits, models[1](ids).logits, atol=1e-5)
+
+
+def test_bits_flip_when_finetuning_starts_from_bits(pair_task: TaskData, packed_model: Path, tmp_path: Path) -> None:
+    name = "bitbert.layers.0.intermediate.weight_bits"
+    before = load_packed(packed_model).tensors[name]
+    flips = {}
+    for spread in (True, False):
+        source = open_source(str(packed_model), None, spread=spread)
+        finetune(source, pair_task, RECIPE, [0], tmp_path / str(spread), model_name="m")
+        after = load_packed(tmp_path / str(spread) / "seed-0" / "packed").tensors[name]
+        flips[spread] = int(np.unpackbits(before ^ after).sum())
+    # Eight steps of 1e-3 do not carry weights of ±0.1 over zero; those spread towards zero flip.
+    assert flips[False] == 0
+    assert flips[True] > 10
 
 
 def test_full_precision_source_needs_a_method_and_is_calibrated(
-    task: TaskData, tiny_teacher: Path, saved_model: Path, tmp_path: Path
+    pair_task: TaskData, tiny_teacher: Path, saved_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="pass --method baseline"):
         open_source(str(tiny_teacher), None)
@@ -118,161 +177,97 @@ def test_full_precision_source_needs_a_method_and_is_calibrated(
         open_source(str(saved_model), "baseline")
     source = open_source(str(tiny_teacher), "baseline")
     assert (source.config.pooler, source.config.residual_rank) == ("plain", 0)
-    finetune(source, task, RECIPE, [0], tmp_path, model_name="m")
+    finetune(source, pair_task, RECIPE, [0], tmp_path, model_name="m")
     assert load_packed(tmp_path / "seed-0" / "packed").config.method == "baseline"
 
 
-def test_regression_task(saved_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(
-        "text,label\n"
-        + "".join(f"the {word} reads,{score}\n" for word, score in (("king", 1), ("queen", 2), ("old river", 3))),
-        encoding="utf-8",
-    )
-    task = read_csv_task(tmp_path / "a.csv", tmp_path / "a.csv", regression=True)
-    summary = finetune(open_source(str(saved_model), None), task, RECIPE, [0], tmp_path / "out", model_name="m")
+def test_a_method_that_cannot_be_packed_keeps_its_latent_weights(
+    pair_task: TaskData, tiny_tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model("ternarybert", vocab_size=tiny_tokenizer.vocab_size)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save(tmp_path / "model")
+    run(tmp_path / "model", pair_task, tmp_path / "out", epochs=1)
+    assert "cannot be packed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "seed-0" / "packed").exists()
+    assert "latent weights" in (tmp_path / "out" / "seed-0" / "model" / "README.md").read_text()
+
+
+def test_regression(saved_model: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,score\nthe king reads,1\nthe queen reads,2\nthe old river reads,3\n")
+    summary = run(saved_model, read_own_task(path, path), tmp_path / "out")
     assert set(summary["mean"]["eval"]) == {"pearson", "spearman"}
-    assert majority_scores(task)["eval"]["pearson"] == 0
+    assert summary["majority"]["eval"]["pearson"] == 0
     assert Runtime.load(tmp_path / "out" / "seed-0" / "packed").classify(["the king"])[0].label is None
 
 
-def test_training_rows_can_be_limited(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
-    recipe = RECIPE.model_copy(update={"max_train_rows": 8, "epochs": 1})
+def test_word_classes_learn_and_leave_a_transformers_model(saved_model: Path, tmp_path: Path) -> None:
+    rows = [{"tokens": ["the", name, "reads"], "tags": ["O", "B-who", "O"]} for name in ("king", "queen") * 8]
+    path = write(tmp_path / "a.jsonl", rows)
+    summary = run(saved_model, read_own_task(path, path), tmp_path / "out", epochs=8, learning_rate=1e-2)
+    assert summary["mean"]["eval"]["entity_f1"] > 0.9
+    assert summary["majority"]["eval"] == {"entity_f1": 0.0, "accuracy": pytest.approx(2 / 3)}
+    model = BitBertForTokenClassification.from_pretrained(tmp_path / "out" / "seed-0" / "model")
+    assert model.config.id2label == {0: "B-who", 1: "O"}
+    assert (tmp_path / "out" / "seed-0" / "model" / "tokenizer.json").is_file()
+    with pytest.raises(UserError, match="cannot be packed"):
+        pack_model(model, open_source(str(saved_model), None).tokenizer, max_length=32)
+
+
+def test_question_answering(saved_model: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [QUESTION] * 4)
+    summary = run(saved_model, read_own_task(path, path), tmp_path / "out", epochs=12, learning_rate=1e-2)
+    assert summary["mean"]["eval"] == {"f1": 1.0, "exact_match": 1.0}
+    assert summary["majority"] == {"eval": {}}
+    BitBertForQuestionAnswering.from_pretrained(tmp_path / "out" / "seed-0" / "model")
+
+
+def test_training_rows_can_be_limited(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
     source = open_source(str(saved_model), None)
-    assert len(encode(task.train, source.tokenizer, 32)) == 64
-    limited = finetune(source, task, recipe, [0], tmp_path / "few", model_name="m")
-    whole = finetune(
-        source,
-        task,
-        recipe.model_copy(update={"max_train_rows": None}),
-        [0],
-        tmp_path / "all",
-        model_name="m",
-    )
-    few, all_rows = (
-        load_packed(tmp_path / name / "seed-0" / "packed").tensors["classifier.weight"] for name in ("few", "all")
-    )
-    assert not np.array_equal(few, all_rows)
-    assert limited["config"]["max_train_rows"] == 8
-    assert whole["config"]["max_train_rows"] is None
+    limited = RECIPE.model_copy(update={"max_train_rows": 8})
+    assert len(encode_task(pair_task, source, RECIPE).train.features) == 64
+    assert encode_task(pair_task, source, limited).train.examples.texts == pair_task.train.texts[:8]
 
 
-@pytest.mark.parametrize(
-    ("fields", "rates"),
-    [
-        ({}, [2, 2, 2, 2]),
-        ({"schedule": "linear"}, [2, 1.5, 1, 0.5]),
-        ({"schedule": "linear", "warmup_fraction": 0.5}, [1, 2, 2, 1]),
-        ({"warmup_fraction": 0.5}, [1, 2, 2, 2]),
-    ],
-)
-def test_learning_rate_is_its_closed_form(fields: dict, rates: list[float]) -> None:
-    recipe = FinetuneConfig(learning_rate=2, **fields)
-    assert [learning_rate(recipe, step, 4) for step in range(4)] == pytest.approx(rates)
+def test_dropout_is_the_recipes_where_it_says_one(pair_task: TaskData, packed_model: Path) -> None:
+    source = open_source(str(packed_model), None)
+    for dropout, expected in ((None, 0.1), (0.3, 0.3)):
+        config = source.build(pair_task.head, 0, dropout).config
+        assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (expected, expected)
 
 
-def test_clipping_and_schedule_reach_the_weights(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+def test_clipping_schedule_and_optimizer_reach_the_weights(
+    pair_task: TaskData, saved_model: Path, tmp_path: Path
+) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"gradient_clipping": 1e-4},
+        {"gradient_clipping": 1e-4, "clip_each_tensor": True},
+        {"schedule": "linear"},
+        {"optimizer": "bert_adam"},
+        {"weight_decay": 0.5},
+    ]
     weights = []
-    for number, change in enumerate(({}, {"gradient_clipping": 1e-4}, {"schedule": "linear"})):
-        recipe = RECIPE.model_copy(update={"epochs": 1, **change})
-        finetune(open_source(str(saved_model), None), task, recipe, [0], tmp_path / str(number), model_name="m")
-        weights.append(load_packed(tmp_path / str(number) / "seed-0" / "packed").tensors["classifier.weight"])
-    assert not np.array_equal(weights[0], weights[1])
-    assert not np.array_equal(weights[0], weights[2])
+    for number, change in enumerate(changes):
+        run(saved_model, pair_task, tmp_path / str(number), epochs=1, **change)
+        weights.append(classifier(tmp_path / str(number)))
+    assert not any(np.array_equal(weights[0], other) for other in weights[1:])
+    assert not np.array_equal(weights[1], weights[2])
 
 
-def test_diverging_finetuning_stops(task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+def test_diverging_finetuning_stops(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is .*; lower learning_rate"):
-        finetune(
-            open_source(str(saved_model), None),
-            task,
-            RECIPE.model_copy(update={"learning_rate": 1e30}),
-            [0],
-            tmp_path,
-            model_name="m",
-        )
-    assert not (tmp_path / "seed-0").exists()
+        run(saved_model, pair_task, tmp_path, learning_rate=1e30)
+    assert not (tmp_path / "seed-0" / "result.json").exists()
 
 
-def test_sources_that_are_none(tmp_path: Path, saved_model: Path, task: TaskData) -> None:
+def test_sources_that_are_none(tmp_path: Path, saved_model: Path, pair_task: TaskData) -> None:
     with pytest.raises(UserError, match=r"neither final/ nor config\.json nor packed weights"):
         open_source(str(tmp_path), None)
     with pytest.raises(UserError, match="does not exist"):
         open_source("./no/such/model", None)
     with pytest.raises(UserError, match="above the model's 48 positions"):
-        finetune(
-            open_source(str(saved_model), None),
-            task,
-            RECIPE.model_copy(update={"max_length": 64}),
-            [0],
-            tmp_path,
-            model_name="m",
-        )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--task", "sst2"], "needs --glue-dir"),
-        (["--task", "sst3", "--glue-dir", "."], "did you mean 'sst2'"),
-        (["--train", "a.csv"], "give either --task with --glue-dir, or both --train and --eval"),
-        (["--task", "sst2", "--glue-dir", ".", "epohcs=3"], "did you mean 'epochs'"),
-        (["--task", "rte", "--glue-dir", "no/such/folder"], "has no RTE/"),
-    ],
-)
-def test_door_refuses_before_any_work(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bitbert.finetune.__main__ import main
-
-    monkeypatch.setattr("sys.argv", ["bitbert-finetune", "model", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-
-
-@pytest.mark.parametrize("seeds", ["a", "1,1", "-1"])
-def test_bad_seeds(
-    seeds: str, tiny_shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from bitbert.finetune.__main__ import main
-
-    folder = tiny_shards / "pair_task"
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "f",
-            "model",
-            "--train",
-            str(folder / "train.csv"),
-            "--eval",
-            str(folder / "eval.csv"),
-            f"--seeds={seeds}",
-        ],
-    )
-    with pytest.raises(SystemExit):
-        main()
-    assert "--seeds" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["sst2", "cola", "mrpc", "stsb", "rte"])
-def test_real_glue_tasks_run_to_a_packed_model(
-    name: str, data_folder: Path, packed_minilm: Path, tmp_path: Path
-) -> None:
-    """Real files and vocabulary; a few rows, a one-layer model."""
-    from bitbert.finetune.data import Examples, read_glue_task
-    from bitbert.finetune.tasks import TASKS
-
-    task = read_glue_task(TASKS[name], data_folder / "glue")
-    dev = task.evaluation["dev"]
-    few = Examples(dev.texts[:32], None if dev.second_texts is None else dev.second_texts[:32], dev.labels[:32])
-    small = TaskData(task.name, task.train, {"dev": few}, task.labels, task.metrics, task.epochs)
-    recipe = FinetuneConfig(epochs=1, max_train_rows=32, max_length=64, learning_rate=1e-4)
-    summary = finetune(open_source(str(packed_minilm), None), small, recipe, [0], tmp_path, model_name="m")
-    assert set(summary["mean"]["dev"]) == set(task.metrics)
-    assert Runtime.load(tmp_path / "seed-0" / "packed").config.num_outputs == (1 if name == "stsb" else 2)
+        run(saved_model, pair_task, tmp_path, max_length=64)
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +283,17 @@ def packed_minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_teaches() -> None:
-    result = run_module("bitbert.finetune", "--help")
-    assert "bitbert-finetune runs/pretrain --task sst2 --glue-dir glue" in " ".join(result.stdout.split())
+@pytest.mark.parametrize("name", ["cola", "stsb"])
+def test_real_glue_tasks_run_to_a_packed_model(
+    name: str, data_folder: Path, packed_minilm: Path, tmp_path: Path
+) -> None:
+    """Real files and vocabulary; a few rows, a one-layer model."""
+    (task,) = read_glue_tasks([TASKS[name]], data_folder / "glue")
+    dev = {"dev": task.evaluation["dev"].take(np.arange(32))}
+    test = {name: examples.take(np.arange(8)) for name, examples in task.test.items()}
+    small = dataclasses.replace(task, evaluation=dev, test=test)
+    recipe = FinetuneConfig(epochs=1, max_train_rows=32, max_length=64, learning_rate=1e-4)
+    summary = finetune(open_source(str(packed_minilm), None), small, recipe, [0], tmp_path, model_name="m")
+    assert set(summary["mean"]["dev"]) == set(task.head.metrics)
+    assert summary["caveats"] == [f"{task.title} was trained on the first 32 rows only"]
+    assert Runtime.load(tmp_path / "seed-0" / "packed").config.num_outputs == (1 if name == "stsb" else 2)

@@ -10,7 +10,9 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertForPreTraining,
     BertModel,
 )
@@ -27,6 +29,8 @@ AUTO = {
     "BitBertForMaskedLM": AutoModelForMaskedLM,
     "BitBertForNextSentencePrediction": AutoModelForNextSentencePrediction,
     "BitBertForSequenceClassification": AutoModelForSequenceClassification,
+    "BitBertForTokenClassification": AutoModelForTokenClassification,
+    "BitBertForQuestionAnswering": AutoModelForQuestionAnswering,
 }
 IDS = torch.randint(5, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -62,6 +66,25 @@ def test_losses_and_tuples() -> None:
     assert regression(IDS, labels=torch.tensor([1.0, 2.0])).loss.item() == pytest.approx(
         (logits - torch.tensor([1.0, 2.0])).square().mean().item()
     )
+
+
+def test_token_and_span_losses_leave_ignored_positions_out() -> None:
+    tokens = tiny_model("bipft-b", "BitBertForTokenClassification", vocab_size=100, num_labels=3)
+    labels = torch.full_like(IDS, -100)
+    labels[:, 4] = torch.tensor([2, 0])
+    output = tokens(IDS, labels=labels)
+    assert output.logits.shape == (*IDS.shape, 3)
+    expected = torch.nn.functional.cross_entropy(output.logits[:, 4], torch.tensor([2, 0]))
+    assert output.loss.item() == pytest.approx(expected.item())
+    assert torch.equal(tokens(IDS, return_dict=False)[0], output.logits)
+
+    spans = tiny_model("bipft-b", "BitBertForQuestionAnswering", vocab_size=100)
+    output = spans(IDS, start_positions=torch.tensor([1, -100]), end_positions=torch.tensor([3, 5]))
+    cross_entropy = torch.nn.functional.cross_entropy
+    start = cross_entropy(output.start_logits[:1], torch.tensor([1]))
+    end = cross_entropy(output.end_logits, torch.tensor([3, 5]))
+    assert output.loss.item() == pytest.approx((start + end).item() / 2)
+    assert [tuple(part.shape) for part in spans(IDS, return_dict=False)] == [tuple(IDS.shape)] * 2
 
 
 def test_masked_positions_select_rows_of_the_full_logits() -> None:

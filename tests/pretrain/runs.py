@@ -1,5 +1,6 @@
 """Runs inside of the test process: importing DeepSpeed once is most of what a run in its own process costs."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ def tiny_overrides(shards: Path, teacher: Path) -> list[str]:
         f"teacher={teacher}",
         f"tokenizer={teacher}",
     ]
+
+
+def as_killed_after(step: int, finished: Path, folder: Path) -> Path:
+    """A copy of a finished run in ``folder`` as a kill after its checkpoint of ``step`` would have left it."""
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "final")
+    for checkpoint in (folder / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    (folder / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
+    (folder / "config.yaml").unlink()  # it names the other folder as its output
+    return folder
 
 
 def run_here(output: Path, *overrides: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bitbert.model.configuration import PRESETS
 from bitbert.pretrain.config import OptimizerSection
 from bitbert.pretrain.lamb import Lamb
 from bitbert.pretrain.optim import build_optimizer
@@ -66,18 +67,20 @@ def test_a_restored_state_goes_on_with_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-@pytest.mark.parametrize("method", ["bipft-b", "bitbert", "baseline"])
+@pytest.mark.parametrize("method", sorted(PRESETS))
 def test_groups(name: str, method: str) -> None:
-    """Matrices and tables decay; step sizes, shifts, norms and biases neither decay nor adapt; all are trained."""
+    """Matrices and tables decay; step sizes, shifts, norms and biases neither decay nor adapt; frozen ones stay out."""
     model = tiny_model(method, vocab_size=60)
     optimizer = build_optimizer(model, OptimizerSection(name=name, weight_decay=0.5))
-    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    names = {id(parameter): key for key, parameter in model.named_parameters() if parameter.requires_grad}
     matrices, others = ([names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups)
     assert sorted(matrices + others) == sorted(names.values())
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
-    assert all(key.endswith(".weight") and "LayerNorm" not in key and "_norm" not in key for key in matrices)
-    assert not [key for key in others if key.endswith(".weight") and "LayerNorm" not in key and "_norm." not in key]
-    for kind in (".alpha", ".shift", ".bias"):
-        assert any(key.endswith(kind) for key in others), kind
+    assert all(key.endswith("weight") and "LayerNorm" not in key and "_norm" not in key for key in matrices)
+    assert not [key for key in others if key.endswith("weight") and "LayerNorm" not in key and "_norm." not in key]
+    assert any(key.endswith(".bias") for key in others)
+    for kind, learned in ((".alpha", model.config.step_sizes == "learned"), (".shift", model.config.input_shift)):
+        assert any(key.endswith(kind) for key in others) == learned, kind
+    assert any(key.endswith("split_weight") for key in matrices) == model.config.split_weights
     if name == "lamb":
         assert [group["adapt"] for group in optimizer.param_groups] == [True, False]

@@ -1,6 +1,5 @@
 """Phases: the samples, batch sizes and shards of every step, and resume within a phase and at its border."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.phases import phase_at
 from bitbert.pretrain.run import check_run
-from tests.pretrain.runs import SMOKE, run_here, tiny_overrides
+from tests.pretrain.runs import SMOKE, as_killed_after, run_here, tiny_overrides
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +67,7 @@ def test_a_phase_on_the_same_shards_goes_on_in_them(overrides: list[str], tmp_pa
 def test_resume_within_a_phase_and_at_the_border(
     overrides: list[str], tmp_path: Path, whole_run: Path, killed_after: int
 ) -> None:
-    folder = tmp_path / "killed"
-    shutil.copytree(whole_run, folder)
-    shutil.rmtree(folder / "final")
-    for checkpoint in (folder / "checkpoints").iterdir():
-        if int(checkpoint.name.removeprefix("step-")) > killed_after:
-            shutil.rmtree(checkpoint)
-    (folder / "config.yaml").unlink()
+    folder = as_killed_after(killed_after, whole_run, tmp_path / "killed")
     metrics = run_here(folder, *overrides)
     assert [line["step"] for line in metrics if "loss/mlm" in line] == [1, 2, 3, 4, 5, 6]
     expected = load_file(whole_run / "final" / "model.safetensors")

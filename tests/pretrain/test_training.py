@@ -93,11 +93,14 @@ def test_run_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "checkpoints",
         "config.yaml",
+        "environment.json",
         "final",
         "metrics.jsonl",
+        "status.json",
         "step_sizes.json",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
+        "latest",
         "step-00000003",
         "step-00000006",
     ]
@@ -326,7 +329,7 @@ def test_diverging_run_stops_before_the_update(settings: list[str], tmp_path: Pa
         "optimizer.gradient_clipping=0",
     )
     assert result.returncode == 2, result.stderr
-    assert "no update was made; lower optimizer.learning_rate" in result.stderr
+    assert "3 in a row, no update was made; lower optimizer.learning_rate" in result.stderr
     assert not (tmp_path / "run" / "final").exists()
 
 

@@ -1,0 +1,250 @@
+"""The published methods side by side on one small model: python benchmarks/compare_methods.py --json PATH
+
+Full precision, the baseline, BiT, BiBERT, BiPFT-A and BiPFT-B start from the same teacher, are finetuned on the same
+rows with the same schedule, batches, dropout and number of epochs, and differ in what the method is. Learning rates
+come from one list for all: each method takes the one that is best on rows held out of one task's training set. Scores
+are of the last epoch on dev, so nothing is chosen by them. BiPFT is first pretrained for --pretrain-steps; BiT and
+BiBERT learn from the full-precision model of the task.
+
+Everything lies under --work and is skipped when it is done: stop it and start the same command again. PATH is rewritten
+after every model, PATH with .png holds the plot. --detach goes on in the background and logs to WORK/log.txt.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare_plan import (
+    METHODS,
+    PRETRAINED,
+    Budget,
+    Job,
+    data_config,
+    method_config,
+    plan_jobs,
+    pretrain_config,
+    score_of,
+)
+
+from bitbert.errors import UserError
+from bitbert.files import read_json, write_atomically, write_json_atomically, write_text_atomically
+from bitbert.finetune.glue_files import read_glue_tasks
+from bitbert.finetune.tasks import find_tasks
+from bitbert.shards import read_manifest
+
+_TAIL = 5
+
+
+class Comparison:
+    """The work of one comparison: folders, commands and rows."""
+
+    def __init__(self, budget: Budget, work: Path, path: Path, num_workers: int) -> None:
+        self.budget, self.work, self.path, self.num_workers = budget, work, path, num_workers
+        self._lock = threading.Lock()
+        self._rows: list[dict[str, Any]] = []
+        self._check_settings()
+        tasks = read_glue_tasks(find_tasks(",".join(budget.tasks)), Path(budget.glue_dir))
+        self.caveats = {task.name: list(task.caveats) for task in tasks}
+        for task in tasks:
+            limit = budget.max_train_rows.get(task.name)
+            if limit is not None and limit < len(task.train):
+                self.caveats[task.name].append(f"trained on the first {limit:,} of {len(task.train):,} rows")
+        self.tokens: dict[str, int] = {}
+        self.rates: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Pretrain, choose rates, finetune; PATH grows with every model."""
+        self._pretrain()
+        self._choose_rates()
+        jobs = [
+            Job(group, task, seed, {method: self.rates[method] for method in group.methods})
+            for group in plan_jobs(self.budget)
+            for task in self.budget.tasks
+            for seed in self.budget.seeds
+        ]
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            for future in [pool.submit(self._finetune_and_record, job) for job in jobs]:
+                future.result()
+        self._write(complete=True)
+
+    def _check_settings(self) -> None:
+        """Refuse to go on with other settings in a folder that holds results of the old ones."""
+        settings = self.work / "settings.json"
+        if settings.is_file() and read_json(settings, "settings of a comparison") != self.budget.describe():
+            raise UserError(f"{str(self.work)!r} holds a comparison with other settings; choose another --work")
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(settings, self.budget.describe())
+
+    def _pretrain(self) -> None:
+        wanted = [method for method in PRETRAINED if method in self.budget.methods]
+        if not wanted:
+            return
+        shards = self.work / "shards"
+        if not shards.is_dir():
+            self._command("bitbert.data_prep", self._save(data_config(self.budget, shards), "data"), log="data")
+        manifest = read_manifest(shards / "train")
+        seen = self.budget.pretrain_steps * self.budget.pretrain_batch_size
+
+        def pretrain(method: str) -> None:
+            if not (self.work / method / "final").is_dir():
+                config = pretrain_config(self.budget, method, shards, self.work / method)
+                self._command("bitbert.pretrain", self._save(config, method), log=method)
+            self.tokens[method] = round(seen * manifest["tokens"] / manifest["rows"])
+
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            list(pool.map(pretrain, wanted))
+
+    def _choose_rates(self) -> None:
+        """One task, one seed, rows held out of its training set, the same list for every method."""
+        rates = self.budget.learning_rates
+        if len(rates) == 1:
+            self.rates = dict.fromkeys(METHODS, rates[0])
+            return
+        found: dict[str, dict[float, float]] = {method: {} for method in METHODS}
+        for round_methods in (("full-precision",), METHODS[1:]):  # students of a chosen teacher
+            jobs = [
+                Job(group, self.budget.rate_task, 0, self.rates | dict.fromkeys(round_methods, rate), search=rate)
+                for group in plan_jobs(self.budget, only=round_methods)
+                for rate in rates
+            ]
+            with ThreadPoolExecutor(self.num_workers) as pool:
+                for job, results in zip(jobs, pool.map(self._finetune, jobs), strict=True):
+                    for method in round_methods:
+                        if method in results:
+                            scores = [score_of(point["scores"]["selection"]) for point in results[method]["history"]]
+                            found[method][job.search or 0.0] = max(scores)
+            for method in round_methods:
+                if found[method]:
+                    self.rates[method] = max(found[method], key=lambda rate: found[method][rate])
+        write_json_atomically(self.work / "rates.json", {"chosen": self.rates, "held_out_scores": found})
+
+    def _finetune_and_record(self, job: Job) -> None:
+        for method, result in self._finetune(job).items():
+            if method not in self.budget.methods:
+                continue
+            (scores,) = [values for name, values in result["scores"].items() if name == "dev"]
+            packed = result["not_packed"] is None
+            row = {
+                "method": method,
+                "task": job.task,
+                "seed": job.seed,
+                "score": score_of(scores),
+                "scores": scores,
+                "packed_bytes": result["weights_bytes"] if packed else None,
+                "float_bytes": None if packed else result["weights_bytes"],
+                "pretraining_tokens": self.tokens.get(method, 0),
+                "learning_rate": self.rates[method],
+            }
+            with self._lock:
+                self._rows.append(row)
+                self._write(complete=False)
+
+    def _finetune(self, job: Job) -> dict[str, dict[str, Any]]:
+        """Run a job's stages, unless they are done, and read their results, by method."""
+        output = self.work / ("finetune" if job.search is None else f"search/{job.search:g}") / job.group.name
+        files = {
+            method: output / job.task / method / f"seed-{job.seed}" / "result.json" for method in job.group.methods
+        }
+        if not all(file.is_file() for file in files.values()):
+            name = f"{output.parent.name}-{job.group.name}-{job.task}-{job.seed}"
+            start = self.budget.teacher if job.group.start is None else str(self.work / job.group.start)
+            config = self._save(method_config(self.budget, job), name)
+            arguments = ("--config", config, "--task", job.task, "--glue-dir", self.budget.glue_dir)
+            options = ("--output", str(output), "--seeds", str(job.seed))
+            self._command("bitbert.finetune.method", start, *arguments, *options, log=name)
+        return {method: read_json(file, "stage result") for method, file in files.items()}
+
+    def _save(self, config: dict[str, Any], name: str) -> str:
+        import yaml
+
+        path = self.work / "configs" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        write_text_atomically(path, yaml.safe_dump(config, sort_keys=False))
+        return str(path)
+
+    def _command(self, module: str, *arguments: str, log: str) -> None:
+        path = self.work / "logs" / f"{log}.txt"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", module, *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+                env={"OMP_NUM_THREADS": "1", **os.environ},
+            )
+        if done.returncode:
+            tail = path.read_text(encoding="utf-8").splitlines()[-_TAIL:]
+            raise UserError(f"{module} failed; {path} ends with: {' | '.join(tail)}")
+
+    def _write(self, *, complete: bool) -> None:
+        order = {method: place for place, method in enumerate(METHODS)}
+        rows = sorted(self._rows, key=lambda row: (order[row["method"]], row["task"], row["seed"]))
+        found = {
+            "settings": self.budget.describe(),
+            "learning_rates": self.rates,
+            "caveats": self.caveats,
+            "rows": rows,
+            "complete": complete,
+        }
+        write_json_atomically(self.path, found)
+        plot(rows, self.path.with_suffix(".png"))
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """A group of bars a task, one bar a method: the mean over seeds, and each seed as a point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = sorted({row["task"] for row in rows})
+    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.5 * len(tasks), 3.5), layout="constrained")
+    for place, method in enumerate(methods):
+        scores = [
+            [100 * row["score"] for row in rows if (row["method"], row["task"]) == (method, task)] for task in tasks
+        ]
+        centers = np.arange(len(tasks)) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        axes.bar(centers, [np.mean(found) if found else 0 for found in scores], 0.8 / len(methods), label=method)
+        for center, found in zip(centers, scores, strict=True):
+            axes.plot([center] * len(found), found, "k.", markersize=3)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("score on dev x 100")
+    axes.legend(fontsize=7, ncols=2)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="file for the table; the plot is beside it")
+    parser.add_argument("--work", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--workers", type=int, default=2, help="finetunings at a time; each has one thread by default")
+    parser.add_argument("--detach", action="store_true", help="go on in the background")
+    Budget.add_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.detach:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, *(word for word in sys.argv[1:] if word != "--detach")]
+        with (arguments.work / "log.txt").open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        print(f"process {process.pid}, log {arguments.work / 'log.txt'}")
+        return
+    try:
+        comparison = Comparison(Budget.of(arguments), arguments.work, arguments.json, arguments.workers)
+        comparison.path.parent.mkdir(parents=True, exist_ok=True)
+        comparison.run()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"{arguments.json} and {arguments.json.with_suffix('.png')} are complete")
+
+
+if __name__ == "__main__":
+    main()

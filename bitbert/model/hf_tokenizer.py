@@ -1,0 +1,40 @@
+"""The tokenizer of a saved model as transformers' pipelines and Trainer want it."""
+
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from bitbert.errors import UserError
+from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE
+
+
+class BitBertTokenizer(PreTrainedTokenizerFast):
+    """``tokenizer.json`` with BERT's special tokens named, and [CLS] and [SEP] put around texts.
+
+    A ``tokenizer.json`` of ours need not say how texts are joined, since ``encode_pair`` of
+    :class:`bitbert.tokenizer.Tokenizer` does that; transformers wants it said. How text is cut is the file's own rule.
+    """
+
+    # The name is one that transformers reads.
+    model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """What transformers builds the tokenizer from; a subclass with an ``__init__`` would lose the file's rules."""
+        file = kwargs.pop("tokenizer_file", None)
+        if file is None:
+            raise UserError(
+                f"the model folder has no {WORDPIECE_FILE}, which transformers' tokenizer reads; a SentencePiece model "
+                "works with bitbert-finetune and bitbert-predict, not with transformers' pipelines"
+            )
+        backend = Tokenizer.from_file(file)
+        if backend.post_processor is None:
+            backend.post_processor = TemplateProcessing(
+                single="[CLS] $A [SEP]",
+                pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+            )
+        names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
+        return {**names, **kwargs, "tokenizer_object": backend}

@@ -1,0 +1,257 @@
+"""The native kernels of training through ctypes: native/training/training.h, declared and wrapped.
+
+They fuse the element-wise work around the products of a 1-bit step on processors with AVX-512 and VNNI. They are
+optional: where no compiler built them, on other processors and on other devices, the torch code of
+:mod:`bitbert.model.binarize` computes the same, to the rounding of exp and erfc.
+"""
+
+import ctypes
+import os
+import threading
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int16, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitbert.errors import UserError
+
+LIBRARY = Path(__file__).with_name("libbitbert_training.so")
+SWITCH = "BITBERT_TRAINING_KERNELS"
+"""Environment variable: ``torch`` leaves the native kernels out."""
+_ABI_VERSION = 1
+_TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float32: 2}
+_KINDS = {"signed": 0, "unsigned": 1}
+_P, _N = c_void_p, c_size_t
+
+
+class _Activations(Structure):
+    _fields_ = (("x", _P), ("shift", _P), ("step", c_float), ("kind", c_int), ("rows", _N), ("width", _N))
+
+
+class _Scores(Structure):
+    _fields_ = (
+        ("scores", _P),
+        ("type", c_int),
+        *((name, c_float) for name in ("factor", "inverse_root", "step")),
+        ("residual", _P),
+        ("num_sets", _N),
+        ("bias", _P),
+        ("random", _P),
+        ("limit", c_int16),
+        *((name, _N) for name in ("batch", "heads", "queries", "keys")),
+    )
+
+
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "binarize": (POINTER(_Activations), c_int, _P, _P),
+    "binarize_backward": (POINTER(_Activations), _P, c_int, c_float, _P, _P, _P, _P),
+    "signs": (_P, c_float, _N, _P),
+    "scale_bias": (_P, _P, _N, _P, _N, _N),
+    "upstream": (_P, _P, _N, _N, _N, c_int, _P, _P),
+    "gelu": (_P, _N, _P),
+    "gelu_backward": (_P, _P, _N, _P),
+    "dropout": (_P, _P, c_int16, c_float, _N, _P, _P),
+    "attend": (POINTER(_Scores), _P, _P, _P),
+    "attend_backward": (POINTER(_Scores), _P, _P, _P, _P, _P, _P),
+}
+
+
+class Kernels:
+    """The functions of the library, sharing their loops among as many threads as torch has."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library, self._lock = library, threading.Lock()
+        self._pool, self._num_threads = None, 0
+        self._functions = {}
+        for name, arguments in _FUNCTIONS.items():
+            function = getattr(library, f"bb_training_{name}")
+            function.restype, function.argtypes = None, (c_void_p, *arguments)
+            self._functions[name] = function
+        library.bb_training_pool.restype, library.bb_training_pool.argtypes = c_void_p, (c_size_t,)
+        library.bb_training_pool_free.restype, library.bb_training_pool_free.argtypes = None, (c_void_p,)
+        os.register_at_fork(after_in_child=self._forget_pool)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Run a function of training.h; tensors are passed as their addresses, dense and of the right type."""
+        passed = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+        with self._lock:  # a pool runs one loop at a time; autograd may call from threads of its own
+            self._functions[name](self._threads(), *passed)
+
+    def binarize(
+        self, x: Tensor, shift: Tensor | None, step: float, kind: str, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of ``dtype`` and the window (bool) of x (..., width) + shift (width)."""
+        codes, window = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=torch.bool)
+        self.call("binarize", byref(_activations(x, shift, step, kind)), _TYPES[dtype], codes, window)
+        return codes, window
+
+    def binarize_backward(
+        self,
+        gradient: Tensor,
+        window: Tensor,
+        kind: str,
+        *,
+        x: Tensor | None,
+        shift: Tensor | None,
+        step: float,
+        factor: float,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """dx, the sum of dx over rows where there is a shift, and for unsigned codes the extra gradient of the step.
+
+        Args:
+            gradient: (..., width), bfloat16 or float32.
+            x: what was binarized, needed for unsigned codes only.
+        """
+        dx = torch.empty_like(gradient, dtype=torch.float32)
+        dshift, dstep = (None if shift is None else torch.empty_like(shift)), torch.zeros(1)
+        activations = _activations(dx if x is None else x, shift, step, kind)
+        self.call(
+            "binarize_backward", byref(activations), gradient, _TYPES[gradient.dtype], factor, window, dx, dshift, dstep
+        )
+        return dx, dshift, dstep
+
+    def signs(self, weight: Tensor, threshold: float) -> Tensor:
+        """int8: 1 where weight >= threshold, else -1."""
+        signs = torch.empty_like(weight, dtype=torch.int8)
+        self.call("signs", weight, threshold, weight.numel(), signs)
+        return signs
+
+    def scale_bias(self, product: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        """product (rows, width), int32, * scale (1,) or (width,) + bias, as float32 in the same memory."""
+        rows, width = product.shape
+        self.call("scale_bias", product, scale, scale.numel(), bias, rows, width)
+        return product.view(torch.float32)
+
+    def upstream(self, gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """gradient (rows, width) * scale in ``dtype``, and the sum of the gradient over rows."""
+        rows, width = gradient.shape
+        out, dbias = torch.empty_like(gradient, dtype=dtype), torch.empty(width)
+        self.call("upstream", gradient, scale, scale.numel(), rows, width, _TYPES[dtype], out, dbias)
+        return out, dbias
+
+    def gelu(self, x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        self.call("gelu", x, x.numel(), y)
+        return y
+
+    def gelu_backward(self, gradient: Tensor, x: Tensor) -> Tensor:
+        dx = torch.empty_like(x)
+        self.call("gelu_backward", gradient, x, x.numel(), dx)
+        return dx
+
+    def dropout(self, x: Tensor, random: Tensor, limit: int, factor: float) -> tuple[Tensor, Tensor]:
+        """x * factor where random >= limit, else 0; and where that is (bool)."""
+        y, kept = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+        self.call("dropout", x, random, limit, factor, x.numel(), y, kept)
+        return y, kept
+
+    def attend(self, scores: "Scores") -> tuple[Tensor, Tensor, Tensor]:
+        """Attended bits (dtype of the scores), probabilities (float32) and the gradient's gate (bool)."""
+        shape = scores.scores
+        attended, probabilities = torch.empty_like(shape), torch.empty_like(shape, dtype=torch.float32)
+        gate = torch.empty_like(shape, dtype=torch.bool)
+        self.call("attend", byref(scores.structure()), probabilities, attended, gate)
+        return attended, probabilities, gate
+
+    def attend_backward(
+        self, scores: "Scores", gradient: Tensor, probabilities: Tensor, gate: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Gradients of the scores (before their factor), of the residual and the extra one of the step."""
+        dscores, dstep = torch.empty_like(gradient), torch.empty(1)
+        dresidual = None if scores.residual is None else torch.empty_like(scores.residual)
+        self.call(
+            "attend_backward", byref(scores.structure()), gradient, probabilities, gate, dscores, dresidual, dstep
+        )
+        return dscores, dresidual, dstep
+
+    def _threads(self) -> Any:
+        wanted = torch.get_num_threads()
+        if self._pool is None or wanted != self._num_threads:
+            if self._pool is not None:
+                self._library.bb_training_pool_free(self._pool)
+            self._pool, self._num_threads = self._library.bb_training_pool(wanted), wanted
+            if self._pool is None:
+                raise UserError(f"{wanted} threads cannot be started; set OMP_NUM_THREADS lower")
+        return self._pool
+
+    def _forget_pool(self) -> None:
+        """A forked child has none of the threads."""
+        self._pool, self._lock = None, threading.Lock()
+
+
+class Scores:
+    """Arguments of the attention kernels: see ``bb_attention_scores`` in training.h.
+
+    Args:
+        scores: (batch, heads, queries, keys), bfloat16 or float32; in the backward pass any tensor of that shape.
+    """
+
+    def __init__(
+        self,
+        scores: Tensor,
+        *,
+        factor: float,
+        inverse_root: float,
+        step: float,
+        residual: Tensor | None,
+        bias: Tensor | None,
+        random: Tensor | None,
+        limit: int,
+    ) -> None:
+        self.scores, self.residual, self.bias, self.random = scores, residual, bias, random
+        self._numbers = {"factor": factor, "inverse_root": inverse_root, "step": step, "limit": limit}
+
+    def structure(self) -> _Scores:
+        batch, heads, queries, keys = self.scores.shape
+        addresses = {name: _address(getattr(self, name)) for name in ("scores", "residual", "bias", "random")}
+        shape = {"batch": batch, "heads": heads, "queries": queries, "keys": keys}
+        num_sets = 1 if self.residual is None else self.residual.shape[1]
+        return _Scores(type=_TYPES[self.scores.dtype], num_sets=num_sets, **self._numbers, **addresses, **shape)
+
+
+@cache
+def load_kernels() -> Kernels | None:
+    """The kernels, or None where they were not built, this processor cannot run them, or SWITCH says ``torch``.
+
+    Raises:
+        UserError: the library cannot be loaded, or is of another version than this package.
+    """
+    switch = os.environ.get(SWITCH, "native")
+    if switch not in ("native", "torch"):
+        raise UserError(f"{SWITCH} is {switch!r}, wanted 'native' or 'torch'")
+    if switch == "torch" or not LIBRARY.is_file():
+        return None
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise UserError(
+            f"native library {str(LIBRARY)!r} cannot be loaded ({error}); install bitbert again, or set {SWITCH}=torch"
+        ) from error
+    found = library.bb_training_abi_version()
+    if found != _ABI_VERSION:
+        raise UserError(f"{str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; install bitbert again")
+    return Kernels(library) if library.bb_training_supported() else None
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """The kernels, where they can work on ``x``."""
+    return load_kernels() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which type products with one float operand run: autocast's where that is on and known here, else x's."""
+    kind = x.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return autocast if autocast in _TYPES else x.dtype
+
+
+def _activations(x: Tensor, shift: Tensor | None, step: float, kind: str) -> _Activations:
+    width = x.shape[-1]
+    return _Activations(_address(x), _address(shift), step, _KINDS[kind], x.numel() // width, width)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,56 @@
+"""bitbert-method: a published method from start to end: its stages, with teachers, over tasks and seeds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitbert.config import load_config
+from bitbert.errors import UserError, run_door
+
+from .stages import MethodConfig
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_MODEL = "Full-precision BERT (folder, package://DIST/PATH or Hugging Face id), or a run of bitbert-pretrain."
+_OVERRIDES = "Keys of the recipe to change, e.g. recipe.epochs=3 stages.w1a2.fields.activation_bits=4."
+
+
+@app.command()
+def run_method(
+    model: Annotated[str, typer.Argument(help=_MODEL, metavar="MODEL")],
+    overrides: Annotated[list[str] | None, typer.Argument(help=_OVERRIDES, metavar="[KEY=VALUE]...")] = None,
+    config: Annotated[str, typer.Option(help="The method's stages: configs/finetune/methods/*.yaml.")] = "",
+    task: Annotated[str, typer.Option(help="GLUE tasks: all, or some, separated by commas.")] = "",
+    glue_dir: Annotated[Path | None, typer.Option(help="Folder with the official GLUE files.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for TASK/STAGE/seed-N.")] = Path("runs/method"),
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished stages of each are skipped.")] = "0",
+) -> None:
+    """Run a published method: full precision, baseline, BiT, BiBERT, TernaryBERT or BinaryBERT.
+
+    BiT's teacher, its student of 2-bit activations and that one's student of 1 bit, on MRPC:
+
+      bitbert-method bert-base-uncased --config configs/finetune/methods/bit.yaml --task mrpc --glue-dir glue
+
+    Each stage of each seed leaves its latent model, the packed one where it has 1 bit throughout, and result.json.
+    Started again, the same command goes on with the stages that are not done.
+    """
+    if not config or not task:
+        raise UserError("--config (configs/finetune/methods/*.yaml) and --task are needed")
+    recipe = load_config(MethodConfig, config, overrides)
+    from .__main__ import parse_seeds, read_tasks
+    from .stage_run import run_stages
+
+    seed_list, tasks = parse_seeds(seeds), read_tasks(task, glue_dir, None, None)
+    for data in tasks:
+        for seed in seed_list:
+            for result in run_stages(recipe, model, data, seed, output / data.name):
+                typer.echo(f"{data.title} seed {seed} {result['stage']}: {result['scores']}")
+
+
+def main() -> None:
+    run_door(app)
+
+
+if __name__ == "__main__":
+    main()

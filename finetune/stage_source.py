@@ -1,0 +1,184 @@
+"""Where a stage of a method starts: full precision kept, halved or binarized; ternary weights split; bits changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from bitbert.errors import UserError
+from bitbert.files import read_json
+from bitbert.model import (
+    SHAPE_FIELDS,
+    BitBertConfig,
+    BitBertForSequenceClassification,
+    BitBertPreTrainedModel,
+    preset_fields,
+)
+from bitbert.model.calibrate import set_activation_bits
+from bitbert.model.convert import from_full_precision
+from bitbert.model.splitting import half_width, split_ternary
+from bitbert.resources import require_local_or_hub
+from bitbert.tokenizer import load_tokenizer
+
+from .head import Head
+from .source import Source, open_source
+from .stages import FULL_PRECISION, StageConfig
+
+_KEPT_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class StageSource(Source):
+    """A :class:`Source` whose head may come along, as a student's does from its teacher (BiBERT, BiT)."""
+
+    head_tensors: dict[str, Tensor]
+
+    def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> BitBertPreTrainedModel:
+        """As in :class:`Source`; the head is drawn from ``seed`` only where the start has none of its size."""
+        model = super().build(head, seed, dropout)
+        _load_head(model, self.head_tensors)
+        return model
+
+
+@dataclass(frozen=True)
+class FullPrecisionSource(StageSource):
+    """HF's BERT as it is: the teacher stage, and the reference that binary models are compared with."""
+
+    bert_config: BertConfig
+
+    def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
+        """A ``BertForSequenceClassification`` with this encoder."""
+        names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
+        labels = head.config_fields()
+        fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(BertConfig(**{**fields, **labels, **dropouts}))
+        missing, unexpected = model.load_state_dict(self.tensors, strict=False)
+        if unexpected or set(missing) != set(head.parameters):
+            raise UserError(f"the BERT does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        _load_head(model, self.head_tensors)
+        return model
+
+
+def open_stage(name: str, stage: StageConfig, start: str) -> Source:
+    """Open what a stage starts from.
+
+    Args:
+        name: of the stage, for messages.
+        start: what ``bitbert-finetune`` takes as MODEL, or the ``model`` folder of an earlier stage.
+
+    Raises:
+        UserError: nothing usable is there, or it does not go with the stage's method or fields.
+    """
+    if _is_bitbert(start):
+        if stage.method == "binarybert":
+            return _split(name, stage, start)
+        if stage.method is not None or stage.half_width:
+            raise UserError(
+                f"stage {name!r}: method {stage.method!r} is for full-precision models, and {start!r} is binary; "
+                "leave it out (binarybert alone follows a ternarybert stage)"
+            )
+        return _change_bits(name, stage, start)
+    if stage.method is None:
+        raise UserError(f"stage {name!r}: {start!r} is a full-precision BERT; name a method for it")
+    return _from_full_precision(name, stage, start)
+
+
+def load_classifier(folder: Path) -> PreTrainedModel:
+    """The classifier that an earlier stage saved, full-precision or binary, in eval mode."""
+    is_ours = _is_bitbert(str(folder))
+    model_class: Any = BitBertForSequenceClassification if is_ours else BertForSequenceClassification
+    model: PreTrainedModel = model_class.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+def _is_bitbert(start: str) -> bool:
+    path = Path(require_local_or_hub(start, "model"))
+    if (path / "final").is_dir():
+        return True
+    if not (path / "config.json").is_file():
+        return False
+    return read_json(path / "config.json", "model config").get("model_type") == BitBertConfig.model_type
+
+
+def _change_bits(name: str, stage: StageConfig, start: str) -> Source:
+    """A binary start as it is, or with other activation_bits; its classifier comes along where it has one."""
+    other = sorted(set(stage.fields) - {"activation_bits"})
+    if other:
+        raise UserError(
+            f"stage {name!r}: {', '.join(other)} of a binary model cannot change; activation_bits alone can"
+        )
+    source = open_source(start, None)
+    config, tensors = source.config, source.tensors
+    if stage.fields:
+        model: Any = BitBertForSequenceClassification(config)
+        model.load_state_dict(tensors, strict=False)
+        set_activation_bits(model, stage.fields["activation_bits"])
+        config, tensors = model.config, _encoder(model.state_dict())
+    return StageSource(config, tensors, source.tokenizer, source.calibrated, _saved_head(start))
+
+
+def _split(name: str, stage: StageConfig, start: str) -> Source:
+    if stage.fields:
+        raise UserError(f"stage {name!r}: splitting keeps the function; give fields to the ternarybert stage")
+    model: Any = split_ternary(load_classifier(Path(start)))
+    tensors = model.state_dict()
+    return StageSource(model.config, _encoder(tensors), load_tokenizer(start), True, _saved_head(start))
+
+
+def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
+    path = require_local_or_hub(start, "model")
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)  # a BERT without pooler gets one: always the same
+    try:
+        bert = transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {start!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "give a folder or a Hugging Face id of a BERT"
+        ) from error
+    shape = {field: getattr(bert.config, field) for field in _KEPT_FIELDS}
+    tensors, tokenizer = dict(bert.state_dict()), load_tokenizer(path)
+    head = _saved_head(start)
+    if stage.method == FULL_PRECISION:
+        if stage.fields or stage.half_width:
+            raise UserError(f"stage {name!r}: full precision has neither fields nor half width; leave them out")
+        named = {f"bert.{key}": tensor for key, tensor in tensors.items()}
+        return FullPrecisionSource(BitBertConfig(**shape), named, tokenizer, True, head, bert.config)
+    assert stage.method is not None  # open_stage
+    if stage.half_width:
+        tensors, changed = half_width(tensors, BitBertConfig(**shape))
+        shape |= changed
+    try:
+        config = BitBertConfig(**(shape | preset_fields(stage.method) | stage.fields))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"stage {name!r}, fields: {' '.join(str(error).split())}") from error
+    student = from_full_precision(tensors, config)
+    return StageSource(config, _encoder(student.state_dict()), tokenizer, False, head)
+
+
+def _encoder(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("bitbert.")}
+
+
+def _saved_head(start: str) -> dict[str, Tensor]:
+    """The classifier in a saved model; empty where it has none."""
+    path = Path(require_local_or_hub(start, "model")) / "model.safetensors"
+    if not path.is_file():
+        return {}
+    return {name: tensor for name, tensor in load_file(path).items() if name.startswith("classifier.")}
+
+
+@torch.no_grad()
+def _load_head(model: Any, tensors: dict[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    if all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items()):
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

@@ -1,0 +1,217 @@
+/* Around the product of a binary linear layer. */
+#if defined(__x86_64__)
+#include "training.h"
+
+#include "../src/target.h"
+#include "rows.h"
+
+BB_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#include "vectors.h"
+
+typedef struct {
+    const bb_activations *a;
+    row_blocks blocks;
+    int type;
+    void *codes;
+    uint8_t *window;
+    const void *gradient;
+    float factor, *dx, *sums, *step_sums;
+} binarize_job;
+
+BB_INLINE __m512 shifted(const bb_activations *a, size_t row, size_t column, __mmask16 lanes) {
+    const __m512 x = load_floats(a->x + row * a->width + column, lanes);
+    return a->shift ? _mm512_add_ps(x, load_floats(a->shift + column, lanes)) : x;
+}
+
+BB_INLINE void binarize_rows(const binarize_job *job, size_t begin, size_t end, const int type, const int kind) {
+    const bb_activations *a = job->a;
+    const __m512 step = _mm512_set1_ps(a->step), half = _mm512_set1_ps(a->step * 0.5f), zero = _mm512_setzero_ps();
+    const __m512 one = _mm512_set1_ps(1.0f), low = kind == BB_SIGNED ? _mm512_set1_ps(-1.0f) : zero;
+    for (size_t row = begin; row < end; row++)
+        for (size_t column = 0; column < a->width; column += BB_LANES) {
+            const __mmask16 lanes = lanes_inside(column, a->width);
+            const __m512 t = shifted(a, row, column, lanes);
+            const size_t at = row * a->width + column;
+            __mmask16 high, inside;
+            if (kind == BB_SIGNED) {
+                high = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ);
+                inside = _mm512_cmp_ps_mask(_mm512_abs_ps(t), step, _CMP_LE_OQ);
+            } else {
+                high = _mm512_cmp_ps_mask(t, half, _CMP_GT_OQ);
+                inside = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ) & _mm512_cmp_ps_mask(t, step, _CMP_LE_OQ);
+            }
+            store_operand(job->codes, at, type, lanes, _mm512_mask_mov_ps(low, high, one));
+            store_flags(job->window + at, lanes, inside);
+        }
+}
+
+static void binarize_block(void *context, size_t worker, size_t index) {
+    (void)worker;
+    const binarize_job *job = context;
+    const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
+    const int is_signed = job->a->kind == BB_SIGNED;
+    switch (job->type) {
+        case BB_INT8: is_signed ? binarize_rows(job, begin, end, BB_INT8, BB_SIGNED) : binarize_rows(job, begin, end, BB_INT8, BB_UNSIGNED); break;
+        case BB_BFLOAT16: is_signed ? binarize_rows(job, begin, end, BB_BFLOAT16, BB_SIGNED) : binarize_rows(job, begin, end, BB_BFLOAT16, BB_UNSIGNED); break;
+        default: is_signed ? binarize_rows(job, begin, end, BB_FLOAT32, BB_SIGNED) : binarize_rows(job, begin, end, BB_FLOAT32, BB_UNSIGNED);
+    }
+}
+
+void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int codes_type, void *codes, uint8_t *window) {
+    binarize_job job = {.a = activations, .blocks = split_rows(activations->rows, activations->width), .type = codes_type, .codes = codes, .window = window};
+    bb_pool_run(pool, job.blocks.count, binarize_block, &job);
+}
+
+BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, const int type, const int kind) {
+    const bb_activations *a = job->a;
+    const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
+    const __m512 factor = _mm512_set1_ps(job->factor);
+    __m512 ratios = _mm512_setzero_ps();
+    /* Columns outside: a column's sum stays in a register while the rows of the block, which are in the cache, pass. */
+    for (size_t column = 0; column < a->width; column += BB_LANES) {
+        const __mmask16 lanes = lanes_inside(column, a->width);
+        __m512 sum = _mm512_setzero_ps();
+        for (size_t row = begin; row < end; row++) {
+            const size_t at = row * a->width + column;
+            const __mmask16 inside = load_flags(job->window + at, lanes);
+            const __m512 gradient = load_operand(job->gradient, at, type, lanes);
+            const __m512 dx = _mm512_maskz_mul_ps(inside, gradient, factor);
+            _mm512_mask_storeu_ps(job->dx + at, lanes, dx);
+            sum = _mm512_add_ps(sum, dx);
+            if (kind == BB_UNSIGNED) ratios = _mm512_fmadd_ps(dx, shifted(a, row, column, lanes), ratios);
+        }
+        if (job->sums) _mm512_mask_storeu_ps(job->sums + index * a->width + column, lanes, sum);
+    }
+    if (kind == BB_UNSIGNED) job->step_sums[index] = -_mm512_reduce_add_ps(ratios) / a->step;
+}
+
+static void binarize_backward_block(void *context, size_t worker, size_t index) {
+    (void)worker;
+    const binarize_job *job = context;
+    const int is_signed = job->a->kind == BB_SIGNED;
+    if (job->type == BB_BFLOAT16)
+        is_signed ? binarize_backward_rows(job, index, BB_BFLOAT16, BB_SIGNED) : binarize_backward_rows(job, index, BB_BFLOAT16, BB_UNSIGNED);
+    else
+        is_signed ? binarize_backward_rows(job, index, BB_FLOAT32, BB_SIGNED) : binarize_backward_rows(job, index, BB_FLOAT32, BB_UNSIGNED);
+}
+
+/* Sums of the blocks, one after the other, in double. */
+static void fold_blocks(const float *sums, size_t count, size_t width, float *total) {
+    for (size_t column = 0; column < width; column++) {
+        double sum = 0;
+        for (size_t block = 0; block < count; block++) sum += sums[block * width + column];
+        total[column] = (float)sum;
+    }
+}
+
+void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activations, const void *gradient, int gradient_type, float factor,
+                                   const uint8_t *window, float *dx, float *dshift, float *dstep) {
+    const size_t width = activations->width;
+    binarize_job job = {.a = activations, .blocks = split_rows(activations->rows, width), .type = gradient_type, .window = (uint8_t *)window,
+                        .gradient = gradient, .factor = factor, .dx = dx};
+    float *sums = malloc(job.blocks.count * (width + 1) * sizeof *sums);
+    if (!sums) abort();
+    job.sums = dshift ? sums : NULL;
+    job.step_sums = sums + job.blocks.count * width;
+    bb_pool_run(pool, job.blocks.count, binarize_backward_block, &job);
+    if (dshift) fold_blocks(sums, job.blocks.count, width, dshift);
+    if (dstep && activations->kind == BB_UNSIGNED) fold_blocks(job.step_sums, job.blocks.count, 1, dstep);
+    free(sums);
+}
+
+typedef struct {
+    row_blocks blocks;
+    size_t width, num_scales;
+    const float *in, *scale, *bias;
+    float threshold;
+    int type;
+    void *out;
+    float *sums;
+} scale_job;
+
+static void signs_block(void *context, size_t worker, size_t index) {
+    (void)worker;
+    const scale_job *job = context;
+    const __m512 threshold = _mm512_set1_ps(job->threshold);
+    const size_t end = block_end(job->blocks, index);
+    for (size_t at = index * job->blocks.per_block; at < end; at += BB_LANES) {
+        const __mmask16 lanes = lanes_inside(at, end);
+        const __mmask16 high = _mm512_cmp_ps_mask(load_floats(job->in + at, lanes), threshold, _CMP_GE_OQ);
+        _mm_mask_storeu_epi8((int8_t *)job->out + at, lanes, _mm_mask_mov_epi8(_mm_set1_epi8(-1), high, _mm_set1_epi8(1)));
+    }
+}
+
+void bb_training_signs(bb_pool *pool, const float *weight, float threshold, size_t count, int8_t *signs) {
+    scale_job job = {.blocks = split_rows(count, 1), .in = weight, .threshold = threshold, .out = signs};
+    bb_pool_run(pool, job.blocks.count, signs_block, &job);
+}
+
+static void scale_bias_block(void *context, size_t worker, size_t index) {
+    (void)worker;
+    const scale_job *job = context;
+    const __m512 spread = _mm512_set1_ps(job->scale[0]);
+    for (size_t row = index * job->blocks.per_block; row < block_end(job->blocks, index); row++)
+        for (size_t column = 0; column < job->width; column += BB_LANES) {
+            const __mmask16 lanes = lanes_inside(column, job->width);
+            float *address = (float *)job->out + row * job->width + column;
+            const __m512 product = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(lanes, address));
+            const __m512 scale = job->num_scales == 1 ? spread : load_floats(job->scale + column, lanes);
+            /* Not fused: torch rounds the product before it adds. */
+            _mm512_mask_storeu_ps(address, lanes, _mm512_add_ps(_mm512_mul_ps(product, scale), load_floats(job->bias + column, lanes)));
+        }
+}
+
+void bb_training_scale_bias(bb_pool *pool, void *values, const float *scale, size_t num_scales, const float *bias, size_t rows, size_t width) {
+    scale_job job = {.blocks = split_rows(rows, width), .width = width, .num_scales = num_scales, .scale = scale, .bias = bias, .out = values};
+    bb_pool_run(pool, job.blocks.count, scale_bias_block, &job);
+}
+
+BB_INLINE void upstream_rows(const scale_job *job, size_t index, const int type) {
+    const __m512 spread = _mm512_set1_ps(job->scale[0]);
+    const size_t end = block_end(job->blocks, index);
+    for (size_t column = 0; column < job->width; column += BB_LANES) {
+        const __mmask16 lanes = lanes_inside(column, job->width);
+        const __m512 scale = job->num_scales == 1 ? spread : load_floats(job->scale + column, lanes);
+        __m512 sum = _mm512_setzero_ps();
+        for (size_t row = index * job->blocks.per_block; row < end; row++) {
+            const size_t at = row * job->width + column;
+            const __m512 gradient = load_floats(job->in + at, lanes);
+            sum = _mm512_add_ps(sum, gradient);
+            store_operand(job->out, at, type, lanes, _mm512_mul_ps(gradient, scale));
+        }
+        _mm512_mask_storeu_ps(job->sums + index * job->width + column, lanes, sum);
+    }
+}
+
+static void upstream_block(void *context, size_t worker, size_t index) {
+    (void)worker;
+    const scale_job *job = context;
+    if (job->type == BB_BFLOAT16)
+        upstream_rows(job, index, BB_BFLOAT16);
+    else
+        upstream_rows(job, index, BB_FLOAT32);
+}
+
+void bb_training_upstream(bb_pool *pool, const float *gradient, const float *scale, size_t num_scales, size_t rows, size_t width, int out_type,
+                          void *out, float *dbias) {
+    scale_job job = {.blocks = split_rows(rows, width), .width = width, .num_scales = num_scales, .in = gradient, .scale = scale, .type = out_type, .out = out};
+    job.sums = malloc(job.blocks.count * width * sizeof *job.sums);
+    if (!job.sums) abort();
+    bb_pool_run(pool, job.blocks.count, upstream_block, &job);
+    fold_blocks(job.sums, job.blocks.count, width, dbias);
+    free(job.sums);
+}
+
+BB_TARGET_END
+
+int bb_training_supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
+int bb_training_abi_version(void) { return BB_TRAINING_ABI_VERSION; }
+
+bb_pool *bb_training_pool(size_t num_threads) { return bb_pool_create(num_threads); }
+
+void bb_training_pool_free(bb_pool *pool) { bb_pool_free(pool); }
+#endif

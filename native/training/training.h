@@ -1,0 +1,93 @@
+/* The element-wise work of a 1-bit training step, fused: one pass over memory where separate operations take ten.
+ *
+ * Products stay with the framework; these functions turn floats into codes before a product and gradients into
+ * what the next product wants after it. All arrays are dense and row-major. Formulas: bitbert/model/binarize.py,
+ * bitbert/model/attention.py and bitbert/model/layers.py, whose torch code computes the same.
+ *
+ * A call shares its rows among the threads of `pool`. Sums that cross rows are folded in the order of the blocks,
+ * not of the threads: any number of threads gives the same bits.
+ */
+#ifndef BITBERT_TRAINING_H
+#define BITBERT_TRAINING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define BB_TRAINING_API __attribute__((visibility("default")))
+#define BB_TRAINING_ABI_VERSION 1
+
+/* How an operand of a product is stored. */
+enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
+/* {-1, 1} with the window |t| <= step, or {0, 1} with the window 0 <= t <= step and the threshold step / 2. */
+enum { BB_SIGNED, BB_UNSIGNED };
+
+typedef struct bb_pool bb_pool;
+
+BB_TRAINING_API int bb_training_abi_version(void);
+
+/* Whether this processor has the instructions; nothing else may be called where it has not. */
+BB_TRAINING_API int bb_training_supported(void);
+
+BB_TRAINING_API bb_pool *bb_training_pool(size_t num_threads);
+BB_TRAINING_API void bb_training_pool_free(bb_pool *pool);
+
+/* A matrix (rows, width) of activations that is binarized; t = x + shift. */
+typedef struct {
+    const float *x;
+    const float *shift; /* (width), or NULL */
+    float step;
+    int kind;
+    size_t rows, width;
+} bb_activations;
+
+/* codes (rows, width) of type `codes_type`, window (rows, width) of 0 or 1. */
+BB_TRAINING_API void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int codes_type, void *codes, uint8_t *window);
+
+/* dx = gradient * factor * window and dshift = sum of dx over rows; for unsigned codes also
+ * dstep = -sum(dx * t / step). gradient is BB_BFLOAT16 or BB_FLOAT32; dshift and dstep may be NULL. */
+BB_TRAINING_API void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activations, const void *gradient, int gradient_type,
+                                                   float factor, const uint8_t *window, float *dx, float *dshift, float *dstep);
+
+/* signs = 1 where weight >= threshold, else -1. */
+BB_TRAINING_API void bb_training_signs(bb_pool *pool, const float *weight, float threshold, size_t count, int8_t *signs);
+
+/* values (rows, width): int32 products in, float products * scale + bias out, in place. num_scales is 1 or width. */
+BB_TRAINING_API void bb_training_scale_bias(bb_pool *pool, void *values, const float *scale, size_t num_scales, const float *bias, size_t rows,
+                                            size_t width);
+
+/* out = gradient * scale as BB_BFLOAT16 or BB_FLOAT32; dbias (width) = sum of gradient over rows. */
+BB_TRAINING_API void bb_training_upstream(bb_pool *pool, const float *gradient, const float *scale, size_t num_scales, size_t rows, size_t width,
+                                          int out_type, void *out, float *dbias);
+
+/* y = x * Phi(x) with the sign of the tail kept, and its derivative. */
+BB_TRAINING_API void bb_training_gelu(bb_pool *pool, const float *x, size_t count, float *y);
+BB_TRAINING_API void bb_training_gelu_backward(bb_pool *pool, const float *gradient, const float *x, size_t count, float *dx);
+
+/* Dropout with one 16-bit random number an element: kept where random >= limit.
+ * y = x * factor where kept, else 0; kept (count) of 0 or 1. */
+BB_TRAINING_API void bb_training_dropout(bb_pool *pool, const float *x, const int16_t *random, int16_t limit, float factor, size_t count,
+                                         float *y, uint8_t *kept);
+
+/* Scores (batch, heads, queries, keys) on their way to attended bits:
+ * p = softmax((score * factor + residual) * inverse_root + bias), attended = 1 where p > step / 2 and kept. */
+typedef struct {
+    const void *scores; /* of type `type` */
+    int type;
+    float factor, inverse_root, step;
+    const float *residual; /* (batch, num_sets, queries, keys), num_sets 1 or heads; or NULL */
+    size_t num_sets;
+    const float *bias;     /* (batch, keys), or NULL */
+    const int16_t *random; /* of the scores' shape, or NULL */
+    int16_t limit;
+    size_t batch, heads, queries, keys;
+} bb_attention_scores;
+
+/* probabilities in float, attended of type `type`, and gate: kept and 0 <= p <= step. All of the scores' shape. */
+BB_TRAINING_API void bb_training_attend(bb_pool *pool, const bb_attention_scores *scores, float *probabilities, void *attended, uint8_t *gate);
+
+/* From the gradient of `attended` (of type `type`): that of the scores before `factor` and of the residual;
+ * dstep is the part that does not arise where the caller multiplies by the step. */
+BB_TRAINING_API void bb_training_attend_backward(bb_pool *pool, const bb_attention_scores *scores, const void *gradient, const float *probabilities,
+                                                 const uint8_t *gate, void *dscores, float *dresidual, float *dstep);
+
+#endif

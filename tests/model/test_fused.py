@@ -1,0 +1,215 @@
+"""The native training kernels against the torch code that they stand for."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitbert.errors import UserError
+from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model.attention import BinarySelfAttention
+from bitbert.model.dropout import Dropout, draw, drop_limit
+from bitbert.model.kernels import SWITCH, load_kernels
+from bitbert.model.layers import gelu
+from bitbert.model.linear import BinarizerStatistics, BinaryLinear
+
+Results = dict[str, Tensor]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Choose who computes: ``use("torch")`` or ``use("native")``, which is torch too where there are no kernels."""
+
+    def choose(name: str) -> None:
+        monkeypatch.setenv(SWITCH, name)
+        load_kernels.cache_clear()
+
+    yield choose
+    load_kernels.cache_clear()
+
+
+def run(module: nn.Module, x: Tensor, *arguments: Any, autocast: bool = False) -> Results:
+    """Output and all gradients for a fixed upstream gradient, with fixed random numbers."""
+    torch.manual_seed(3)
+    x = x.clone().requires_grad_(True)
+    module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = module(x, *arguments)
+    output = output[0] if isinstance(output, tuple) else output
+    output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(4)))
+    gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+    return {"output": output.detach(), "x": x.grad, **gradients}
+
+
+def assert_close(found: Results, expected: Results, *, relative: float, absolute: float = 1e-7) -> None:
+    """Each tensor within ``relative`` of the largest value of the expected one, and ``absolute``."""
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        limit = relative * tensor.abs().max().item() + absolute
+        assert (found[name].float() - tensor.float()).abs().max().item() <= limit, name
+
+
+def make_linear(in_features: int, out_features: int, kind: str, weight_scale: str) -> BinaryLinear:
+    torch.manual_seed(0)
+    linear = BinaryLinear(in_features, out_features, kind=kind, weight_scale=weight_scale)
+    nn.init.normal_(linear.weight, std=0.05)
+    nn.init.normal_(linear.bias)
+    nn.init.normal_(linear.shift, std=0.1)
+    linear.input_binarizer.alpha.data.fill_(0.8)
+    return linear
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+@pytest.mark.parametrize("weight_scale", ["tensor", "channel"])
+@pytest.mark.parametrize("shape", [(4, 9, 48), (1, 1, 17), (2, 700, 130)])
+def test_binary_linear(use: Any, kind: str, weight_scale: str, shape: tuple[int, ...]) -> None:
+    linear = make_linear(shape[-1], 37, kind, weight_scale)
+    x = torch.randn(shape)
+    use("torch")
+    expected = run(linear, x)
+    use("native")
+    found = run(linear, x)
+    assert torch.equal(found["output"], expected["output"])  # integer products, scaled alike
+    assert_close(found, expected, relative=2e-6)
+
+
+def test_half_precision_keeps_every_forward_bit(use: Any) -> None:
+    linear, x = make_linear(384, 64, "signed", "tensor"), torch.randn(8, 16, 384)
+    use("native")
+    full, half = run(linear, x), run(linear, x, autocast=True)
+    if load_kernels() is not None:
+        assert torch.equal(full["output"], half["output"])
+    assert_close(half, full, relative=0.02)
+
+
+@pytest.mark.parametrize("estimators", ["none", "shared", "per_head"])
+@pytest.mark.parametrize("positions", [1, 13, 40])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_attention(use: Any, estimators: str, positions: int, dropout: float) -> None:
+    torch.manual_seed(0)
+    method = {"residual_rank": 0} if estimators == "none" else {"residual_rank": 2, "residual_estimators": estimators}
+    config = BitBertConfig(
+        hidden_size=24,
+        num_attention_heads=3,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        attention_probs_dropout_prob=dropout,
+        **(preset_fields("bipft-b") | method),
+    )
+    attention = BinarySelfAttention(config)
+    for name, parameter in attention.named_parameters():
+        nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
+        if name.endswith("alpha"):
+            parameter.data.fill_(0.9 if "probability" not in name else 2.2 / positions)
+    bias = torch.zeros(3, 1, 1, positions)
+    bias[1, ..., positions // 2 + 1 :] = torch.finfo(torch.float32).min
+    x = torch.randn(3, positions, 24)
+    use("torch")
+    expected = run(attention, x, bias)
+    use("native")
+    # Biases of the key factors have a gradient of zero: rounding is all there is.
+    assert_close(run(attention, x, bias), expected, relative=2e-5, absolute=2e-6)
+
+
+def test_statistics_do_not_change_the_step(use: Any) -> None:
+    """What is watched is what is computed, and watching decides nothing."""
+    linear, x = make_linear(32, 8, "signed", "tensor"), torch.randn(4, 32)
+    results = []
+    for name in ("torch", "native"):
+        use(name)
+        linear.input_binarizer.monitor = None
+        unwatched = run(linear, x)
+        linear.input_binarizer.monitor = BinarizerStatistics()
+        assert_close(run(linear, x), unwatched, relative=0)
+        results.append(linear.input_binarizer.monitor.saturation)
+    assert results[0] == results[1]
+    assert 0 < results[0] < 1
+
+
+def test_gelu(use: Any) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 30.0, -30.0])])
+    use("torch")
+    expected = run(nn.Identity(), x) | {"x": _gelu_gradient(x), "output": gelu(x)}
+    use("native")
+    assert_close({"x": _gelu_gradient(x), "output": gelu(x)}, expected, relative=1e-7)
+    # The sign of the tail decides bits: it must not round to zero.
+    assert (gelu(x)[(x < 0) & (x > -12)] < 0).all()
+    tail = x[(x < -2) & (x > -5)]
+    assert torch.allclose(gelu(tail).double(), tail.double() * torch.special.ndtr(tail.double()), rtol=1e-5, atol=0)
+
+
+def _gelu_gradient(x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_(True)
+    gelu(x).sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def test_dropout_drops_the_same_with_and_without_kernels(use: Any) -> None:
+    dropout, x = Dropout(0.3), torch.randn(5, 33, 7)
+    use("torch")
+    expected = run(dropout, x)
+    use("native")
+    found = run(dropout, x)
+    assert_close(found, expected, relative=1e-6)
+    assert torch.equal(found["output"] == 0, expected["output"] == 0)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_dropout_probability() -> None:
+    torch.manual_seed(0)
+    for probability in (0.1, 0.5):
+        dropped = (draw(torch.Size((1000, 999)), torch.device("cpu")) < drop_limit(probability)).float().mean().item()
+        assert dropped == pytest.approx(probability, abs=0.002)
+
+
+def test_any_number_of_threads_gives_the_same_bits(use: Any) -> None:
+    use("native")
+    linear, x = make_linear(96, 80, "unsigned", "channel"), torch.randn(3, 900, 96)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            # torch's own products may round differently with more threads; what the kernels sum must not.
+            kernels = load_kernels()
+            if kernels is None:
+                return
+            codes, window = kernels.binarize(x, linear.shift.data, 0.8, "unsigned", torch.int8)
+            fixed: dict[str, Any] = {"x": x, "shift": linear.shift.data, "step": 0.8, "factor": 1.0}
+            dx, dshift, dstep = kernels.binarize_backward(x, window, "unsigned", **fixed)
+            _, dbias = kernels.upstream(x.view(-1, 96), torch.ones(1), torch.bfloat16)
+            results.append((codes, window, dx, dshift, dstep, dbias))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_a_step_of_the_whole_model(use: Any) -> None:
+    """Loss and gradients of one step, dropout included, agree but for bits on the rounding of exp and erfc."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = BitBertForPreTraining(BitBertConfig(vocab_size=50, **preset_fields("bipft-b"), **shape)).train()
+    ids = torch.randint(5, 50, (4, 12))
+    mask = torch.ones_like(ids)
+    mask[2, 7:] = 0
+    losses, gradients = [], []
+    for name in ("torch", "native"):
+        use(name)
+        torch.manual_seed(7)
+        model.zero_grad()
+        output = model(ids, attention_mask=mask, labels=ids, next_sentence_label=torch.tensor([0, 1, 0, 1]))
+        output.loss.backward()
+        losses.append(output.loss.item())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+def test_an_unknown_switch_is_refused(use: Any) -> None:
+    use("fast")
+    with pytest.raises(UserError, match="BITBERT_TRAINING_KERNELS is 'fast', wanted 'native' or 'torch'"):
+        load_kernels()

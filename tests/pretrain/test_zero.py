@@ -1,0 +1,148 @@
+"""ZeRO stages 0 to 3: one checkpoint format, exact on the same ranks and stage, the same training on others."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining
+
+import bitbert.model  # noqa: F401 (registers the model type)
+from bitbert.config import load_config
+from bitbert.errors import UserError
+from bitbert.pretrain.config import PretrainConfig
+from tests.pretrain import forked
+from tests.pretrain.test_faults import plant_nan
+
+SHORT = ("steps=4", "checkpoint_every=2", "eval_every=2")
+
+
+def partition_all(rank: int) -> None:
+    """Stage 3 keeps tensors whole that are as small as the tiny model's; here it must not."""
+    from bitbert.pretrain import engine
+
+    derive = engine.deepspeed_config
+
+    def derived(*given: object) -> dict[str, object]:
+        config = derive(*given)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    engine.deepspeed_config = derived
+
+
+Train = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def train(tiny_shards: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """train(output, stage, ranks, *overrides): run to the end; rank 0's log."""
+    torch.set_num_threads(1)
+    forked.warm_up()
+
+    def run(
+        output: Path, stage: int, ranks: int, *overrides: str, prepare: Callable[[int], object] = partition_all
+    ) -> str:
+        logs = tmp_path_factory.mktemp("logs")
+        settings = [*forked.tiny_settings(tiny_shards, tiny_teacher, output), *SHORT, f"zero_stage={stage}"]
+        if ranks == 1:
+            children = [forked.start([*settings, *overrides], logs / "rank-0.log", prepare=lambda: prepare(0))]
+        else:
+            children = forked.start_ranks([*settings, *overrides], logs, ranks, prepare=prepare)
+        codes = [child.wait(240) for child in children]
+        assert not any(codes), children[0].text()
+        return children[0].text()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """whole(stage): the folder of a run of two ranks that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def of(stage: int) -> Path:
+        if not (folder / f"stage-{stage}").exists():
+            train(folder / f"stage-{stage}", stage, 2)
+        return folder / f"stage-{stage}"
+
+    return of
+
+
+def cut(run: Path, copy: Path) -> Path:
+    """What a kill right after the checkpoint of step 2 leaves."""
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").unlink()
+    shutil.rmtree(copy / "final")
+    shutil.rmtree(copy / "checkpoints" / "step-00000004")
+    (copy / "checkpoints" / "latest").write_text("step-00000002\n", encoding="utf-8")
+    return copy
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    last = run / "checkpoints" / "step-00000004"
+    return load_file(last / "model.safetensors") | load_file(last / "optimizer.safetensors")
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """As two runs whose sums have another order; measured 2e-5 for weights, 1e-8 for moments after six steps."""
+    found, expected = tensors(run), tensors(other)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        tolerance = 1e-6 if "|" in name else 2e-4
+        assert torch.allclose(found[name].double(), tensor.double(), rtol=0, atol=tolerance), name
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resumed_on_the_same_ranks_and_stage_the_bits_are_the_same(
+    train: Train, whole: Callable[[int], Path], tmp_path: Path, stage: int
+) -> None:
+    run = cut(whole(stage), tmp_path / "run")
+    assert "resumed from step-00000002" in train(run, stage, 2)
+    found, expected = tensors(run), tensors(whole(stage))
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert_close(run, whole(0))
+
+
+@pytest.mark.parametrize(("stage", "next_stage", "ranks"), [(0, 3, 4), (3, 1, 1), (2, 0, 4)])
+def test_resumed_on_other_ranks_and_stages_training_goes_on(
+    train: Train, whole: Callable[[int], Path], tmp_path: Path, stage: int, next_stage: int, ranks: int
+) -> None:
+    run = cut(whole(stage), tmp_path / "run")
+    assert "resumed from step-00000002" in train(run, next_stage, ranks)
+    assert_close(run, whole(0))
+
+
+def test_the_final_model_of_stage_3_is_whole(whole: Callable[[int], Path]) -> None:
+    model = AutoModelForPreTraining.from_pretrained(whole(3) / "final")
+    saved = load_file(whole(3) / "checkpoints" / "step-00000004" / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, saved[name]), name
+    assert sorted(load_file(whole(0) / "final" / "model.safetensors")) == sorted(
+        load_file(whole(3) / "final" / "model.safetensors")
+    )
+
+
+def test_rollback_under_stage_3_is_that_of_stage_0(train: Train, tmp_path: Path) -> None:
+    """Weights and moments are put back into the partitions."""
+
+    def prepare(rank: int) -> None:
+        partition_all(rank)
+        plant_nan({2, 3}, rank=1)(rank)
+
+    for stage in (0, 3):
+        text = train(
+            tmp_path / str(stage), stage, 2, "non_finite.patience=2", "non_finite.action=rollback", prepare=prepare
+        )
+        assert "rolled back to step 2, past the 2 batches since then" in text
+    assert_close(tmp_path / "3", tmp_path / "0")
+
+
+def test_lamb_needs_whole_tensors(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    settings = [*forked.tiny_settings(tiny_shards, tiny_teacher, tmp_path), "optimizer.name=lamb", "zero_stage=2"]
+    with pytest.raises((UserError, ValidationError), match="whose norms are not those that LAMB needs"):
+        load_config(PretrainConfig, forked.REPOSITORY / forked.SMOKE, settings)

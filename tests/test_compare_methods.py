@@ -1,0 +1,146 @@
+"""The comparison of methods: what it runs is the same for all; a tiny one ends in its table and can be resumed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_jobs, pretrain_config, score_of
+from bitbert.config import check_config
+from bitbert.errors import UserError
+from bitbert.finetune.stages import MethodConfig
+from bitbert.pretrain.config import PretrainConfig
+from tests.conftest import REPOSITORY, tiny_documents, write_jsonl
+from tests.finetune.conftest import tiny_glue  # noqa: F401 (a fixture)
+
+
+def budget(**changes: Any) -> Budget:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    Budget.add_arguments(parser)
+    arguments = parser.parse_args([])
+    for name, value in changes.items():
+        setattr(arguments, name, value)
+    return Budget.of(arguments)
+
+
+def test_groups_share_the_teacher_and_keep_its_students() -> None:
+    shared = Group("teacher", None, ("full-precision", "baseline", "bit", "bibert"))
+    alone = [Group(name, name, (name,)) for name in ("bipft-a", "bipft-b")]
+    assert plan_jobs(budget()) == [shared, *alone]
+    assert plan_jobs(budget(methods=("bit",))) == [Group("teacher", None, ("full-precision", "bit"))]
+    assert plan_jobs(budget(methods=("baseline",))) == [Group("teacher", None, ("baseline",))]
+    assert plan_jobs(budget(methods=("bipft-a",)), only=("full-precision",)) == []
+
+
+def test_methods_differ_in_nothing_but_the_method() -> None:
+    found = []
+    for group in plan_jobs(budget()):
+        config = method_config(budget(), Job(group, "sst2", 1, dict.fromkeys(METHODS, 3e-4)))
+        found += list(check_config(MethodConfig, config, "plan").stages.items())
+    recipes = [stage.recipe for _, stage in found]
+    assert all(recipe == recipes[0] for recipe in recipes)
+    assert recipes[0] is not None
+    assert (recipes[0].max_train_rows, recipes[0].learning_rate, recipes[0].selection) == (8000, 3e-4, "last_epoch")
+    assert [name for name, _ in found] == [
+        *("full-precision", "baseline", "bit-w1a2", "bit", "bibert", "bipft-a", "bipft-b")
+    ]
+    searched = Job(plan_jobs(budget())[0], "mrpc", 0, dict.fromkeys(METHODS, 3e-4), search=3e-4)
+    assert method_config(budget(), searched)["stages"]["bibert"]["recipe"]["selection"] == "train_split"
+
+
+def test_both_variants_are_pretrained_alike() -> None:
+    configs = [pretrain_config(budget(), method, Path("shards"), Path("run")) for method in ("bipft-a", "bipft-b")]
+    for config in configs:
+        check_config(PretrainConfig, config, "plan")
+        del config["model"]["method"]
+    assert configs[0] == configs[1]
+
+
+def test_scores_are_glues_numbers() -> None:
+    assert score_of({"pearson": 0.5, "spearman": 0.3}) == pytest.approx(0.4)
+    assert score_of({"matthews": 0.1}) == 0.1
+    assert score_of({"accuracy": 0.7, "f1": 0.8}) == 0.7
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(UserError, match="method 'bert' is not compared"):
+        budget(methods=("bert",))
+    with pytest.raises(UserError, match="--epochs has no value for tasks that it does not name"):
+        budget(epochs={"rte": 1})
+
+
+def test_rates_are_chosen_on_held_out_rows_students_after_their_teacher(
+    tiny_glue: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    from compare_methods import Comparison
+
+    best = {"full-precision": 5e-5, "baseline": 8e-4, "bit": 2e-4, "bibert": 2e-4, "bipft-a": 8e-4, "bipft-b": 5e-5}
+    jobs: list[Job] = []
+
+    def finetune(self: object, job: Job) -> dict[str, Any]:
+        jobs.append(job)
+        points = {name: [{"scores": {"selection": {"accuracy": float(job.search == best[name])}}}] for name in best}
+        return {name: {"history": points[name]} for name in job.group.methods}
+
+    monkeypatch.setattr(Comparison, "_finetune", finetune)
+    comparison = Comparison(budget(glue_dir=str(tiny_glue)), tmp_path / "work", tmp_path / "out.json", 1)
+    comparison._choose_rates()
+    assert comparison.rates == best
+    taught = [job for job in jobs if "bit" in job.group.methods]
+    assert len(taught) == 3
+    assert all(job.rates["full-precision"] == 5e-5 for job in taught)
+    assert all((job.task, job.seed) == ("mrpc", 0) for job in jobs)
+
+
+def test_a_tiny_comparison_ends_in_its_table(
+    tiny_teacher: Path,
+    tiny_glue: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    from compare_methods import Comparison
+
+    tiny = {
+        "teacher": str(tiny_teacher),
+        "tokenizer": str(tiny_teacher),
+        "corpus": str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(120))),
+        "glue_dir": str(tiny_glue),
+        "methods": ("baseline", "bipft-a"),
+        "tasks": ("rte",),
+        "learning_rates": (1e-3,),
+        "seeds": (0,),
+        "epochs": {"": 1},
+        "max_length": {"": 32},
+        "pretrain_steps": 2,
+        "pretrain_batch_size": 4,
+        "pretrain_max_length": 32,
+    }
+    Comparison(budget(**tiny), tmp_path / "work", tmp_path / "compare.json", 1).run()
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert found["complete"]
+    assert [(row["method"], row["task"], row["seed"]) for row in found["rows"]] == [
+        ("baseline", "rte", 0),
+        ("bipft-a", "rte", 0),
+    ]
+    for row in found["rows"]:
+        assert row["packed_bytes"] > 1000
+        assert (row["pretraining_tokens"] > 0) == (row["method"] == "bipft-a")
+        assert row["learning_rate"] == 1e-3
+    assert found["caveats"]["rte"]  # these are not GLUE's files
+    assert (tmp_path / "compare.png").is_file()
+
+    def command(self: object, module: str, *arguments: str, log: str) -> None:
+        raise AssertionError(f"{module} runs again")
+
+    monkeypatch.setattr(Comparison, "_command", command)
+    Comparison(budget(**tiny), tmp_path / "work", tmp_path / "again.json", 1).run()
+    assert json.loads((tmp_path / "again.json").read_text()) == found
+    with pytest.raises(UserError, match="holds a comparison with other settings"):
+        Comparison(budget(**tiny | {"seeds": (1,)}), tmp_path / "work", tmp_path / "again.json", 1)
