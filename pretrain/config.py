@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
+from bitbert.errors import UserError
 
 RELATIONS = ("query", "key", "value")
 
@@ -279,6 +280,21 @@ class ResolvedPhase(NamedTuple):
     heldout: str
     global_batch_size: int
     micro_batch_size: int
+
+    def accumulation_steps(self, num_ranks: int) -> int:
+        """Micro-batches a rank and step.
+
+        Raises:
+            UserError: the global batch does not divide over the ranks.
+        """
+        per_pass = self.micro_batch_size * num_ranks
+        if self.global_batch_size % per_pass:
+            raise UserError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size} x {num_ranks} ranks = {per_pass}; "
+                "change micro_batch_size or the number of ranks"
+            )
+        return self.global_batch_size // per_pass
 
 
 class RateSection(NamedTuple):
