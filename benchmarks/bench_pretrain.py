@@ -101,7 +101,7 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
     from bitbert.model.convert import from_full_precision
     from bitbert.pretrain import engine as engine_module
     from bitbert.pretrain.config import PretrainConfig
-    from bitbert.pretrain.objective import GlobalCounts, pretraining_terms, weighted_sum
+    from bitbert.pretrain.objective import GlobalCounts, Objective, weighted_sum
     from bitbert.pretrain.optim import build_optimizer
     from bitbert.pretrain.teacher import Teacher
 
@@ -115,7 +115,7 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
         device="cpu",
         precision=options.precision,
     )
-    teacher = Teacher(make_bert(shape), frozenset({"mlm", "nsp", "pooler"}), config.loss)
+    teacher = Teacher(make_bert(shape), frozenset({"mlm", "nsp", "pooler"}), config.loss, config.precision)
     student = from_full_precision(
         teacher.tensors, BitBertConfig(vocab_size=VOCAB_SIZE, **preset_fields("bipft-b"), **shape)
     )
@@ -123,12 +123,11 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
     topology = detect_topology()
     device = engine_module.start(topology, "cpu")
     engine = engine_module.Engine(student.train(), build_optimizer(student, config.optimizer), config, topology, device)
+    objective = Objective(student, teacher, config.loss)
     counts = GlobalCounts(len(batch.labels), batch.num_tokens, options.rows)
 
     def step() -> float:
-        with engine.autocast():
-            output = engine(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
-            terms = pretraining_terms(output, teacher(batch), batch, counts, config.loss)
+        terms = objective(engine, batch, counts)
         engine.backward(weighted_sum(terms, config.loss), num_micro_batches=1)
         engine.update(1e-4)
         return sum(engine.sum_over_ranks(list(terms.values())))

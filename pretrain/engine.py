@@ -15,6 +15,7 @@ from bitbert.distributed import Topology
 from bitbert.errors import UserError
 
 from .config import PretrainConfig, ResolvedPhase
+from .precision import products_in
 from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 
@@ -65,7 +66,9 @@ class Engine:
         import deepspeed
 
         self.topology, self.device, self.model = topology, device, model
-        self._half = config.precision == "bf16"
+        if config.precision == "bf16":
+            # Inside of the model: DeepSpeed switches off an autocast that is entered outside of it.
+            model.forward = products_in(config.precision, device)(model.forward)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -78,10 +81,6 @@ class Engine:
         self.tensors = TrainingTensors(model, optimizer, topology, self._zero)
         self.gradient_norm = 0.0
         """Global norm of the last update's gradient, before clipping."""
-
-    def autocast(self) -> torch.autocast:
-        """Forward passes of student and teacher run inside of this: products in bfloat16 where the config says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def __call__(self, **inputs: Any) -> Any:
         return self._engine(**inputs)

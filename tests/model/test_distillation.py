@@ -13,8 +13,12 @@ from bitbert.model.distillation import (
     teacher_layers,
 )
 
-torch.manual_seed(0)
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def test_soft_cross_entropy_averages_over_classes_and_rows() -> None:
