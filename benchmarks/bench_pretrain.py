@@ -133,7 +133,7 @@ def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> 
     )
     calibrate_step_sizes(student, batch.inputs())
     topology = detect_topology()
-    device = engine_module.start(topology, "cpu")
+    device = engine_module.start(topology, "cpu", config.rank_timeout_s)
     engine = engine_module.Engine(student.train(), build_optimizer(student, config.optimizer), config, topology, device)
     objective = Objective(student, teacher, config.loss)
     counts = GlobalCounts(len(batch.labels), batch.num_tokens, options.rows)
