@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from bitbert.config import FrozenConfig
 from bitbert.errors import UserError
 
+from .precision import Precision
+
 RELATIONS = ("query", "key", "value")
 
 Positive = Annotated[int, Field(ge=1)]
@@ -184,7 +186,7 @@ class PretrainConfig(FrozenConfig):
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
     precision: Annotated[
-        Literal["fp32", "bf16"],
+        Precision,
         Field(description="of matrix products with floats; products of bits are exact integers in both"),
     ] = "fp32"
 

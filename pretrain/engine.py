@@ -14,6 +14,7 @@ from torch import nn
 from bitbert.distributed import Topology
 
 from .config import PretrainConfig
+from .precision import products_in
 from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 
@@ -67,7 +68,9 @@ class Engine:
         import deepspeed
 
         self.topology, self.device, self.model = topology, device, model
-        self._half = config.precision == "bf16"
+        if config.precision == "bf16":
+            # Inside of the model: DeepSpeed switches off an autocast that is entered outside of it.
+            model.forward = products_in(config.precision, device)(model.forward)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -80,10 +83,6 @@ class Engine:
         self.tensors = TrainingTensors(model, optimizer, topology, self._zero)
         self.gradient_norm = 0.0
         """Global norm of the last update's gradient, before clipping."""
-
-    def autocast(self) -> torch.autocast:
-        """Forward passes of student and teacher run inside of this: products in bfloat16 where the config says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def __call__(self, **inputs: Any) -> Any:
         return self._engine(**inputs)

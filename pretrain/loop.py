@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bitbert.accounting import shape_of
 from bitbert.distributed import Topology, detect_topology, log
+from bitbert.model.kernels import why_no_kernels
 from bitbert.permutation import derive_key
 from bitbert.tracking import RunStatus, Tracker, flatten
 
@@ -88,6 +89,8 @@ class Trainer:
         self.keeper.restore_moments(self.engine.tensors)
         self.monitor = BinaryMonitor(self.student)
         self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
+        if device.type == "cpu" and (reason := why_no_kernels()) is not None:
+            self._say(f"training without the native kernels ({reason}): torch does their work, slower")
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,

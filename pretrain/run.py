@@ -64,7 +64,7 @@ def check_run(config: PretrainConfig) -> Run:
     sections = config.resolved_phases()
     folders = dict.fromkeys(folder for section in sections for folder in (section.train, section.heldout))
     phases = lay_out(sections, {folder: _open_shards(folder, tokenizer, config) for folder in folders})
-    teacher = load_teacher(config.teacher, config.loss, tokenizer)
+    teacher = load_teacher(config.teacher, config.loss, tokenizer, config.precision)
     student = student_config(config.model, teacher.config)
     run = Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
     if run.max_length > teacher.config.max_position_embeddings:
