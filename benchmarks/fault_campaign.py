@@ -150,7 +150,7 @@ class Campaign:
             lines = text.strip().splitlines()
             if "Traceback" in text or (code >= 0 and code not in _OUR_CODES):
                 record["unclear"].append(f"exit {code}: {lines[-1:]}")
-            elif code > 0 and not re.search(r"error: .+; .+|stopped .*after step \d+; start", text):
+            elif code > 0 and not re.search(r"error: .+; .+|stopped as asked after step \d+; start", text):
                 record["unclear"].append(f"exit {code} without a clear line: {lines[-1:]}")
         text = children[0].text()
         began = re.search(r"resumed from step-(\d+)", text)

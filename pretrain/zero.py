@@ -198,17 +198,6 @@ class TrainingTensors:
         return Piece(holder, theirs.start, ours.start, theirs.numel)
 
 
-def bytes_a_parameter(stage: int, world_size: int) -> float:
-    """Bytes of weight, gradient and AdamW's moments that a rank holds for each parameter of the model, in float32.
-
-    4 + 4 + 8 where everything is replicated. Beyond stage 0 DeepSpeed keeps its partition of the weights a second time;
-    its buckets (200 MB) and, under stage 3, the layers gathered at the moment come on top.
-    """
-    shared = 4 / world_size
-    weight, gradient = (4 if stage < 3 else shared), (4 if stage < 2 else shared)
-    return 16 if stage == 0 else weight + gradient + shared + 2 * shared
-
-
 def whole_shape(parameter: Tensor) -> tuple[int, ...]:
     """The shape of a parameter, also where stage 3 has emptied it."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -14,7 +14,6 @@ import bitbert.model  # noqa: F401 (registers the model type)
 from bitbert.config import load_config
 from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
-from bitbert.pretrain.zero import bytes_a_parameter
 from tests.pretrain import forked
 from tests.pretrain.test_faults import plant_nan
 
@@ -162,12 +161,6 @@ def test_rollback_under_stage_3_is_that_of_stage_0(train: Train, tmp_path: Path)
         )
         assert "rolled back to step 2, past the 2 batches since then" in text
     assert_close(tmp_path / "3", tmp_path / "0")
-
-
-@pytest.mark.parametrize(("stage", "expected"), [(0, 16), (1, 14), (2, 12), (3, 10)])
-def test_bytes_a_parameter(stage: int, expected: float) -> None:
-    """On two ranks."""
-    assert bytes_a_parameter(stage, 2) == expected
 
 
 def test_the_update_holds_what_is_computed(whole: Callable[[int], Path]) -> None:
