@@ -3,7 +3,7 @@
  *   cc -O2 benchmarks/amx_tiles.c -o /tmp/amx_tiles && /tmp/amx_tiles
  *
  * A 2 x 2 arrangement of tiles, the largest that eight tile registers hold with both operands, needs as many tile
- * loads as tile products. docs/decisions/0102-no-amx-kernel-yet.md says what follows from the figures.
+ * loads as tile products. docs/decisions/0205-amx-tiles.md says what follows from the figures.
  */
 #define _GNU_SOURCE
 #include <immintrin.h>

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, read_json, sha256_file
+from bitbert.packable import unpackable
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "bitbert-packed"
@@ -33,7 +34,7 @@ SUMS_FILE = "SHA256SUMS"
 _LAYERS = "bitbert.layers."
 _LAYER_NAME = re.compile(r"bitbert\.layers\.(?P<index>\d+)\.(?P<kind>.+)")
 _TYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
-_CHOICES = {
+CHOICES = {
     "weight_scale": ("tensor", "channel"),
     "attention": ("softmax", "bi", "bi_strict"),
     "residual_estimators": ("shared", "per_head"),
@@ -42,7 +43,8 @@ _CHOICES = {
     "pooler": ("plain", "residual_norm"),
     "head": ("none", "nsp", "classification", "regression"),
 }
-_SIZES = (
+"""What config.json may say; the native library's codes count in this order."""
+SIZES = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -50,8 +52,8 @@ _SIZES = (
     "intermediate_size",
     "max_position_embeddings",
     "type_vocab_size",
-    "max_length",
 )
+"""What gives a model its shape, by HF's names."""
 
 
 @dataclass(frozen=True)
@@ -206,10 +208,7 @@ def load_packed(path: str | Path) -> PackedModel:
     """
     folder = Path(path)
     if not is_packed(folder):
-        raise UserError(
-            f"{str(folder)!r} is not a packed checkpoint (no {SUMS_FILE} and {WEIGHTS_FILE}); "
-            "make one with bitbert-export or bitbert-finetune"
-        )
+        raise UserError(f"{str(folder)!r} is not a packed checkpoint ({_why_not_packed(folder)}")
     _check_sums(folder)
     config = parse_config(read_json(folder / CONFIG_FILE, "packed config"), str(folder / CONFIG_FILE))
     tokenizer = load_tokenizer(str(folder))
@@ -251,6 +250,19 @@ def _unstack_layers(stored: Mapping[str, np.ndarray], config: PackedConfig, orig
         for index in range(config.num_hidden_layers):
             tensors[f"{_LAYERS}{index}.{name.removeprefix(_LAYERS)}"] = tensor[index]
     return tensors
+
+
+def _why_not_packed(folder: Path) -> str:
+    """The reason and what to do, for a folder that is no packed checkpoint."""
+    latent = read_json(folder / CONFIG_FILE, "model config") if (folder / CONFIG_FILE).is_file() else {}
+    if not isinstance(latent, dict) or latent.get("model_type") != "bitbert":
+        return f"no {SUMS_FILE} and {WEIGHTS_FILE}); make one with bitbert-export or bitbert-finetune"
+    reason = unpackable(latent)
+    if reason is None:
+        return "it holds latent weights); pack them with bitbert-export, or use the packed/ folder beside it"
+    return (
+        f"it holds latent weights, and cannot be packed: {reason}); the runtime computes with 1 bit, use torch for it"
+    )
 
 
 def _map_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -303,11 +315,11 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
             f"{origin}: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}; "
             f"the file is not of version {FORMAT_VERSION}"
         )
-    for name in (*_SIZES, "residual_rank"):
+    for name in (*SIZES, "max_length", "residual_rank"):
         lowest = 0 if name == "residual_rank" else 1
         if type(data[name]) is not int or not lowest <= data[name] < 2**31:
             raise UserError(f"{origin}: {name} is {data[name]!r}, wanted an integer of at least {lowest}")
-    for name, choices in _CHOICES.items():
+    for name, choices in CHOICES.items():
         if data[name] not in choices:
             raise UserError(f"{origin}: {name} is {data[name]!r}, wanted one of {', '.join(choices)}")
     if data["hidden_size"] % data["num_attention_heads"]:

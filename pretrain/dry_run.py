@@ -1,13 +1,11 @@
 """--dry-run: what a run would do, checked and counted on a login node without starting it."""
 
-import yaml
-
 from bitbert.accounting import MIB, format_table, packed_config, shape_of, table
+from bitbert.config import config_yaml
 from bitbert.distributed import Topology, detect_topology
 from bitbert.model import BitBertForPreTraining
 
 from .config import PretrainConfig
-from .engine import accumulation_steps
 from .phases import Phase
 from .run import check_run
 from .scaling import CLUSTERS
@@ -22,7 +20,7 @@ def describe_run(config: PretrainConfig) -> str:
     """
     topology = detect_topology()
     for section in config.resolved_phases():
-        accumulation_steps(section, topology)
+        section.accumulation_steps(topology.world_size)
     run = check_run(config)
     student = BitBertForPreTraining(run.student_config)
     sizes = [parameter.numel() for parameter in student.parameters()]
@@ -33,7 +31,7 @@ def describe_run(config: PretrainConfig) -> str:
         shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method)
     )
     lines = [
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
+        config_yaml(config).rstrip(),
         "",
         f"student               {trained:,} parameters, method {config.model.method}",
         f"teacher               {frozen:,} parameters, frozen",

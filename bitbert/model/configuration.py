@@ -7,20 +7,11 @@ from transformers import PreTrainedConfig
 
 from bitbert.errors import UserError, did_you_mean
 from bitbert.model.levels import check_activation_bits
-from bitbert.packed import FORMAT, PackedConfig, parse_config
+from bitbert.packed import FORMAT, SIZES, PackedConfig, parse_config
 
 QUANT_METHOD = "bitbert_packed"
 """What transformers calls packed weights; see bitbert.model.quantizer."""
-SHAPE_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-)
+SHAPE_FIELDS = (*SIZES, "layer_norm_eps")
 _ARCHITECTURES = {
     "none": "BitBertModel",
     "nsp": "BitBertForNextSentencePrediction",

@@ -14,42 +14,21 @@ from typing import Any
 import numpy as np
 
 from bitbert.errors import UserError
-from bitbert.packed import PackedConfig
+from bitbert.packed import CHOICES, SIZES, PackedConfig
 
 LIBRARY = Path(__file__).with_name("libbitbert.so")
 _ABI_VERSION = 2
-_CODES = {
-    "attention": ("softmax", "bi", "bi_strict"),
-    "residual_estimators": ("shared", "per_head"),
-    "hidden_act": ("gelu", "relu"),
-    "ffn_input": ("signed", "unsigned"),
-    "pooler": ("plain", "residual_norm"),
-}
 _HEADS = {"none": 0, "nsp": 1, "classification": 2, "regression": 2}
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "residual_rank",
-)
-_CODED = (
-    "attention",
-    "residual_estimators",
-    "hidden_act",
-    "ffn_input",
-    "pooler",
-    "head",
-    "num_outputs",
-    "channel_scale",
-)
+_INTEGERS = (*SIZES, "residual_rank")
+# A choice's code is its place among the choices.
+_CHOSEN = ("attention", "residual_estimators", "hidden_act", "ffn_input", "pooler")
 
 
 class _Config(Structure):
-    _fields_ = (*((name, c_int32) for name in (*_SIZES, *_CODED)), ("layer_norm_eps", c_double))
+    _fields_ = (
+        *((name, c_int32) for name in (*_INTEGERS, *_CHOSEN, "head", "num_outputs", "channel_scale")),
+        ("layer_norm_eps", c_double),
+    )
 
 
 class _Tensor(Structure):
@@ -96,7 +75,7 @@ def load_library() -> ctypes.CDLL | None:
         ("bitbert_run", c_int, (c_void_p, POINTER(_Batch), POINTER(_Outputs))),
         ("bitbert_time_products", c_double, (c_void_p, c_size_t)),
         ("bitbert_matrix_create", c_void_p, (c_void_p, c_size_t, c_size_t, c_size_t, c_char_p)),
-        ("bitbert_matrix_multiply", None, (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
+        ("bitbert_matrix_multiply", c_int, (c_void_p, c_void_p, c_size_t, c_int, c_void_p)),
         ("bitbert_matrix_free", None, (c_void_p,)),
         ("bitbert_peak", c_double, (c_char_p,)),
     ):
@@ -155,7 +134,8 @@ class Matrix:
         if left.shape[1] != self._words.shape[1]:
             raise UserError(f"left rows have {left.shape[1]} words, wanted {self._words.shape[1]} as in the matrix")
         out = np.empty((len(left), self.num_rows), dtype=np.int32)
-        self._library.bitbert_matrix_multiply(self._handle, _address(left), len(left), int(mask), _address(out))
+        if self._library.bitbert_matrix_multiply(self._handle, _address(left), len(left), int(mask), _address(out)):
+            raise _failure(self._library)
         return out
 
     def __del__(self) -> None:
@@ -165,7 +145,7 @@ class Matrix:
 
 
 def peak_macs_per_second(isa: str) -> float:
-    """Multiply-accumulates a second of the instruction set's xor, popcount and add on registers alone."""
+    """Multiply-accumulates a second of the instruction set on registers alone: xor, popcount and add, or tiles."""
     library = _require()
     peak = float(library.bitbert_peak(_encode(isa)))
     if not peak:
@@ -251,8 +231,8 @@ class NativeModel:
 
 
 def _native_config(config: PackedConfig) -> _Config:
-    fields: dict[str, Any] = {name: getattr(config, name) for name in (*_SIZES, "layer_norm_eps", "num_outputs")}
-    fields |= {name: choices.index(getattr(config, name)) for name, choices in _CODES.items()}
+    fields: dict[str, Any] = {name: getattr(config, name) for name in (*_INTEGERS, "layer_norm_eps", "num_outputs")}
+    fields |= {name: CHOICES[name].index(getattr(config, name)) for name in _CHOSEN}
     return _Config(head=_HEADS[config.head], channel_scale=int(config.weight_scale == "channel"), **fields)
 
 

@@ -109,10 +109,10 @@ BITBERT_API double bitbert_time_products(bitbert_model *model, size_t num_tokens
  *   mask = 1: out[i][j] = popcount(left[i]) - 2 popcount(left[i] AND row[j])   ({0, 1} times signs) */
 typedef struct bitbert_matrix bitbert_matrix;
 BITBERT_API bitbert_matrix *bitbert_matrix_create(const uint64_t *rows, size_t num_rows, size_t num_words, size_t num_bits, const char *isa);
-BITBERT_API void bitbert_matrix_multiply(const bitbert_matrix *matrix, const uint64_t *left, size_t num_left, int mask, int32_t *out);
+BITBERT_API int bitbert_matrix_multiply(const bitbert_matrix *matrix, const uint64_t *left, size_t num_left, int mask, int32_t *out);
 BITBERT_API void bitbert_matrix_free(bitbert_matrix *matrix);
 
-/* Multiply-accumulates a second that xor + popcount + add reach on registers alone with the instructions of `isa`: the
+/* Multiply-accumulates a second that the instructions of `isa` reach on registers alone (xor + popcount + add, or tiles): the
  * fastest of 20 short runs; 0 and a sentence where the processor does not run them. */
 BITBERT_API double bitbert_peak(const char *isa);
 

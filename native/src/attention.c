@@ -127,7 +127,7 @@ static void attend_head(const bitbert_model *model, const bb_layer *layer, bb_wo
     if (!softmax) threshold_scores(model, worker, num_rows, sequence->num_rows, num_groups, results);
     for (size_t i = 0; softmax && i < num_rows; i++) {
         attention.counts = worker->counts + i * BB_PANEL;
-        attention.weights = worker->spans[i] <= BB_WEIGHT_SPAN ? layer->weights : NULL;
+        attention.weights = worker->spans[i] <= BB_FACTOR_SPAN ? layer->weights : NULL;
         attention.factors = worker->factors + i * padded_keys;
         attention.score_residual = estimated ? worker->score_residual + i * padded_keys : NULL;
         results[i] = kernels->attend(&attention, worker->scores, worker->attended + i * num_groups);

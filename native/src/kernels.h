@@ -60,10 +60,11 @@ typedef struct {
 } bb_norm;
 
 /* Every weight exp(score) is a product: of a table's entry for the count, and of a factor exp(E / sqrt(d)) for the key.
- * Tables and factors carry 2^50 each and span at most exp(75), so that no product leaves the range of a float and none
- * of those that matter its precision. */
+ * The largest of either is 2^50, and the logarithms span at most what is said here. So nothing overflows, and the key with
+ * the largest factor weighs at least 2^100 exp(-120): no weight that matters beside it is a denormal float. */
 #define BB_WEIGHT_UNIT 0x1p50f
-#define BB_WEIGHT_SPAN 75.0f
+#define BB_TABLE_SPAN 120.0f
+#define BB_FACTOR_SPAN 86.0f
 
 /* exp(-2 a_q a_k count / sqrt(d)) is low[count % 32] * high[count / 32]. */
 typedef struct {
@@ -105,7 +106,7 @@ typedef struct {
      * where there is nothing better than counting panel by panel. */
     void (*multiply)(const bb_product *product, bb_consume *consume, void *context);
     size_t multiply_from;
-    /* xor + popcount + add on registers alone, `rounds` times; returns the multiply-accumulates done. */
+    /* xor + popcount + add, or tile products, on registers alone, `rounds` times; returns the multiply-accumulates done. */
     double (*spin)(size_t rounds);
     /* bits[row * stride] = 32 thresholded counts. */
     void (*threshold)(const uint32_t *counts, size_t num_rows, bb_thresholds limits, uint32_t *bits, size_t stride);

@@ -8,6 +8,7 @@
 #include "bits.h"
 #include "dispatch.h"
 #include "error.h"
+#include "multiply.h"
 #include "panels.h"
 
 struct bitbert_matrix {
@@ -43,23 +44,47 @@ void bitbert_matrix_free(bitbert_matrix *matrix) {
     free(matrix);
 }
 
-void bitbert_matrix_multiply(const bitbert_matrix *matrix, const uint64_t *left, size_t num_left, int mask, int32_t *out) {
-    enum { BLOCK = 64 };
-    uint32_t counts[BLOCK * BB_PANEL] __attribute__((aligned(64)));
-    const uint32_t *words = (const uint32_t *)left;
-    for (size_t first = 0; first < num_left; first += BLOCK) {
-        const size_t rest = num_left - first, num_rows = rest < BLOCK ? rest : BLOCK;
-        const bb_rows rows = {.words = words + first * matrix->num_words, .stride = matrix->num_words, .num_rows = num_rows};
-        for (size_t panel = 0; panel < bb_num_panels(matrix->num_rows); panel++) {
-            matrix->kernels->count(rows, matrix->num_words, bb_panel(matrix->panels, matrix->num_words, panel), mask != 0, counts);
-            const size_t column = panel * BB_PANEL, columns = matrix->num_rows - column < BB_PANEL ? matrix->num_rows - column : BB_PANEL;
-            for (size_t row = 0; row < num_rows; row++) {
-                const int32_t base = mask ? bb_count_ones(rows.words + row * rows.stride, matrix->num_words) : (int32_t)matrix->num_bits;
-                for (size_t i = 0; i < columns; i++)
-                    out[(first + row) * matrix->num_rows + column + i] = base - 2 * (int32_t)counts[row * BB_PANEL + i];
-            }
-        }
+enum { BLOCK_ROWS = 128 };
+
+/* Where the products of a block of rows go. */
+typedef struct {
+    const bitbert_matrix *matrix;
+    bb_rows rows;
+    bool mask;
+    int32_t *out;
+} products;
+
+static void to_products(void *context, size_t panel, size_t first, size_t num_rows, const uint32_t *counts) {
+    const products *p = context;
+    const bitbert_matrix *matrix = p->matrix;
+    const size_t column = panel * BB_PANEL, columns = matrix->num_rows - column < BB_PANEL ? matrix->num_rows - column : BB_PANEL;
+    for (size_t row = 0; row < num_rows; row++) {
+        const uint32_t *words = p->rows.words + (first + row) * p->rows.stride;
+        const int32_t base = p->mask ? bb_count_ones(words, matrix->num_words) : (int32_t)matrix->num_bits;
+        for (size_t i = 0; i < columns; i++)
+            p->out[(first + row) * matrix->num_rows + column + i] = base - 2 * (int32_t)counts[row * BB_PANEL + i];
     }
+}
+
+int bitbert_matrix_multiply(const bitbert_matrix *matrix, const uint64_t *left, size_t num_left, int mask, int32_t *out) {
+    const size_t block_rows = num_left < BLOCK_ROWS ? num_left : BLOCK_ROWS;
+    const size_t count_bytes = bb_round_up(block_rows, 32) * BB_PANEL * sizeof(uint32_t);
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, count_bytes + bb_product_bytes(block_rows, matrix->num_words) + 64))
+        return bb_fail("no memory for a product of %zu rows; use fewer", num_left);
+    bb_product product = {.num_words = matrix->num_words, .panels = matrix->panels, .num_panels = bb_num_panels(matrix->num_rows),
+                          .mask = mask != 0, .counts = memory, .bytes = (int8_t *)memory + count_bytes};
+    products context = {.matrix = matrix, .mask = mask != 0, .out = out};
+    for (size_t first = 0; first < num_left; first += BLOCK_ROWS) {
+        const size_t rest = num_left - first;
+        product.rows = (bb_rows){.words = (const uint32_t *)left + first * matrix->num_words, .stride = matrix->num_words,
+                                 .num_rows = rest < BLOCK_ROWS ? rest : BLOCK_ROWS};
+        context.rows = product.rows;
+        context.out = out + first * matrix->num_rows;
+        bb_multiply(matrix->kernels, &product, to_products, &context);
+    }
+    free(memory);
+    return 0;
 }
 
 static double now_s(void) {

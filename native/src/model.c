@@ -148,7 +148,7 @@ static void estimator(builder *b, bb_layer *layer, const char *prefix) {
 static bb_weights *weights(builder *b, float query_key_step) {
     const double size = (double)b->model->head_size, slope = 2 * (double)query_key_step / sqrt(size);
     bb_weights *made = allocate(b, 1, sizeof *made);
-    if (!made || size >= 512 || slope * size > (double)BB_WEIGHT_SPAN) return NULL;
+    if (!made || size >= 512 || slope * size > (double)BB_TABLE_SPAN) return NULL;
     for (int i = 0; i < 32; i++) made->low[i] = (float)exp(-slope * i);
     for (int i = 0; i < 16 && 32 * i <= size; i++) made->high[i] = (float)exp(-slope * 32 * i) * BB_WEIGHT_UNIT;
     return made;

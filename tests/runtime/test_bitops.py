@@ -31,9 +31,22 @@ def test_products_equal_plain_products(isa: str, rows: int, columns: int, width:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("num_rows", [15, 16, 17, 32, 33, 48, 129, 300])
+@pytest.mark.parametrize("width", [1, 64, 12 * 64, 12 * 64 + 1, 25 * 64])
+def test_blocks_of_rows_equal_plain_products(isa: str, num_rows: int, width: int) -> None:
+    """Around whole tiles of rows, and around the words that are bytes at a time."""
+    random = np.random.default_rng(num_rows + width)
+    left, right = random.random((num_rows, width)) < 0.5, random.random((65, width)) < 0.5
+    signs = np.where(right, -1, 1).T
+    words = pack_words(left), pack_words(right)
+    assert np.array_equal(sign_products(*words, width, isa), np.where(left, -1, 1) @ signs)
+    assert np.array_equal(mask_products(*words, isa), left.astype(int) @ signs)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", [64 * 31, 64 * 32 + 1, 64 * 150])
 def test_long_rows_do_not_overflow_partial_sums(isa: str, width: int) -> None:
-    ones = pack_words(np.ones((9, width), dtype=bool))
+    ones = pack_words(np.ones((19, width), dtype=bool))
     zeros = pack_words(np.zeros((33, width), dtype=bool))
     assert (sign_products(ones, zeros, width, isa) == -width).all()
     assert (mask_products(ones, ones, isa) == -width).all()
@@ -60,6 +73,13 @@ def test_instruction_sets_are_chosen_by_name_and_environment(monkeypatch: pytest
     assert choose_isa("numpy") == "numpy"
     monkeypatch.setenv("BITBERT_ISA", "sse9")
     with pytest.raises(UserError, match=r"'sse9' is not available here, wanted one of .*portable, numpy"):
+        choose_isa()
+
+
+def test_absent_hardware_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "instruction_sets", lambda: ("avx2", "portable"))
+    monkeypatch.setenv("BITBERT_ISA", "amx")
+    with pytest.raises(UserError, match="'amx' is not available here, wanted one of avx2, portable, numpy"):
         choose_isa()
 
 

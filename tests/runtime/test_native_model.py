@@ -54,6 +54,29 @@ def test_instruction_sets_give_the_same_bits(make_packed: MakePacked, method: st
         assert all(np.array_equal(outputs[0][name], other[name]) for name in WANTED)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("changed", "factor"),
+    [
+        ("query_binarizer.alpha", 1e-3),  # almost uniform
+        ("query_binarizer.alpha", 2),  # the table's whole range
+        ("query_binarizer.alpha", 60),  # scores span more than a table holds
+        ("estimator.query_residual.weight", 300),  # estimates span more than factors hold
+    ],
+)
+def test_scores_of_any_span(make_packed: MakePacked, isa: str, changed: str, factor: float) -> None:
+    """Weights come from a table where floats hold it, else from exponentials: the decisions are the same."""
+    _, packed = make_packed("bipft-b", **ODD_SHAPE | {"num_hidden_layers": 1})
+    tensors = dict(packed.tensors)
+    tensors[f"bitbert.layers.0.attention.{changed}"] = tensors[f"bitbert.layers.0.attention.{changed}"] * np.float32(
+        factor
+    )
+    packed = type(packed)(packed.config, tensors, packed.tokenizer)
+    batch = sequences([1, 33, 150], packed.config.vocab_size)
+    found = NativeModel(packed.config, tensors, isa).run(*batch, ("last",))["last"]
+    np.testing.assert_allclose(found, ReferenceModel(packed).run(*batch, ("last",))["last"], atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
 def test_threads_give_the_same_bits(make_packed: MakePacked, num_threads: int) -> None:
     _, packed = make_packed("bitbert", **ODD_SHAPE)
