@@ -21,6 +21,7 @@ def warm_up() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     import deepspeed  # noqa: F401
 
+    import bitbert.pretrain.__main__
     import bitbert.pretrain.loop  # noqa: F401
 
 
