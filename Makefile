@@ -21,6 +21,7 @@ test: setup
 
 check: setup
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck slurm/*.sh slurm/*.sbatch .ci/run
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bitbert data_prep pretrain finetune
 

@@ -73,7 +73,12 @@ def check_config(config_class: type[ConfigT], data: dict[str, Any], origin: str)
 
 def dump_config(config: FrozenConfig, path: str | Path) -> None:
     """Write the resolved config as YAML, so that the file alone repeats the run."""
-    write_text_atomically(Path(path), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text_atomically(Path(path), config_yaml(config))
+
+
+def config_yaml(config: FrozenConfig) -> str:
+    """The resolved config as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -1,5 +1,6 @@
 """The one exception for mistakes a user can mend, and how the command-line doors report it."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -7,6 +8,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -38,8 +40,12 @@ def fail(message: str) -> NoReturn:
 
 
 def run_door(door: Callable[[], object]) -> None:
-    """Run a command-line door; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Run a command-line door; a :class:`UserError`, or a full disk, becomes one line on stderr and exit code 2."""
     try:
         door()
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space and start again")

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, read_json, sha256_file
+from bitbert.packable import unpackable
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "bitbert-packed"
@@ -207,10 +208,7 @@ def load_packed(path: str | Path) -> PackedModel:
     """
     folder = Path(path)
     if not is_packed(folder):
-        raise UserError(
-            f"{str(folder)!r} is not a packed checkpoint (no {SUMS_FILE} and {WEIGHTS_FILE}); "
-            "make one with bitbert-export or bitbert-finetune"
-        )
+        raise UserError(f"{str(folder)!r} is not a packed checkpoint ({_why_not_packed(folder)}")
     _check_sums(folder)
     config = parse_config(read_json(folder / CONFIG_FILE, "packed config"), str(folder / CONFIG_FILE))
     tokenizer = load_tokenizer(str(folder))
@@ -252,6 +250,19 @@ def _unstack_layers(stored: Mapping[str, np.ndarray], config: PackedConfig, orig
         for index in range(config.num_hidden_layers):
             tensors[f"{_LAYERS}{index}.{name.removeprefix(_LAYERS)}"] = tensor[index]
     return tensors
+
+
+def _why_not_packed(folder: Path) -> str:
+    """The reason and what to do, for a folder that is no packed checkpoint."""
+    latent = read_json(folder / CONFIG_FILE, "model config") if (folder / CONFIG_FILE).is_file() else {}
+    if not isinstance(latent, dict) or latent.get("model_type") != "bitbert":
+        return f"no {SUMS_FILE} and {WEIGHTS_FILE}); make one with bitbert-export or bitbert-finetune"
+    reason = unpackable(latent)
+    if reason is None:
+        return "it holds latent weights); pack them with bitbert-export, or use the packed/ folder beside it"
+    return (
+        f"it holds latent weights, and cannot be packed: {reason}); the runtime computes with 1 bit, use torch for it"
+    )
 
 
 def _map_tensors(path: Path) -> dict[str, np.ndarray]:

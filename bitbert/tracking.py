@@ -4,13 +4,16 @@ metrics.jsonl is the record and MLflow a mirror of it, fed by a thread (bitbert/
 costs no training step, and ``bitbert-pretrain sync`` fills in what it missed.
 """
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from bitbert.distributed import log
 from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically, write_text_atomically
 from bitbert.mlflow_mirror import MlflowMirror, MlflowRun, Record
@@ -45,6 +48,7 @@ class Tracker:
     ) -> None:
         self._folder, self._enabled = folder, enabled
         self._mirror: MlflowMirror | None = None
+        self._unwritten: list[str] = []
         if not enabled:
             return
         check_mlflow_uri(mlflow_uri)
@@ -64,14 +68,15 @@ class Tracker:
             return
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         time_s = round(time.time(), 3)
-        with open(self._folder / METRICS_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time_s": time_s, **finite}) + "\n")
+        self._unwritten.append(json.dumps({"step": step, "time_s": time_s, **finite}) + "\n")
+        self._write_lines()
         if self._mirror is not None:
             self._mirror.log((step, time_s, dict(values)))
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded above ``step``: the run goes on from there and will write it again."""
         path = self._folder / METRICS_FILE
+        self._unwritten = [line for line in self._unwritten if json.loads(line)["step"] <= step]
         if self._enabled and path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step]
             write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -85,9 +90,33 @@ class Tracker:
     def close(self, status: RunStatus = "FINISHED") -> None:
         """End the run with ``status``."""
         if self._enabled:
-            self._write_status(status)
+            self._write_lines()
+            try:
+                self._write_status(status)
+            except OSError as error:
+                log(f"tracking: {STATUS_FILE} could not be written ({error})")
         if self._mirror is not None:
             self._mirror.close(status, self._folder)
+
+    def _write_lines(self) -> None:
+        """Append what is not yet on disk. A full disk costs no step: the lines wait in memory for the next call."""
+        if not self._unwritten:
+            return
+        path, data = self._folder / METRICS_FILE, "".join(self._unwritten).encode()
+        try:
+            with open(path, "ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    if file.write(data) != len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                except OSError:
+                    file.truncate(size)  # no half line, and none twice
+                    raise
+        except OSError as error:
+            if len(self._unwritten) == 1 or len(self._unwritten) % 100 == 0:
+                log(f"tracking: {METRICS_FILE} could not be written ({error}); the run goes on and tries again")
+            return
+        self._unwritten = []
 
     def _write_status(self, status: RunStatus) -> None:
         write_json_atomically(self._folder / STATUS_FILE, {"status": status, "time_s": round(time.time(), 3)})

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bitbert.config import load_config
+from bitbert.config import config_yaml, load_config
 from bitbert.errors import UserError, run_door
 from bitbert.shards import verify_shards
 
@@ -67,6 +67,9 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be read, and stop.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the config alone, print it resolved, and stop.")
+    ] = False,
 ) -> None:
     """Build token shards: documents -> sentences -> next-sentence pairs -> Arrow files with a manifest.
 
@@ -82,6 +85,9 @@ def build(
     if (task_index is None) != (num_tasks is None):
         raise UserError("--task-index and --num-tasks go together; give both or none")
     resolved = load_config(DataConfig, config, overrides)
+    if check:
+        typer.echo(config_yaml(resolved), nl=False)
+        return
     if dry_run:
         typer.echo(describe_build(resolved))
         return

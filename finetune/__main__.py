@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitbert.config import check_config, load_config, parse_overrides
+from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import UserError, run_door
 from bitbert.tracking import check_mlflow_uri
 
@@ -39,6 +39,10 @@ def finetune(
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished ones are skipped.")] = "0",
     method: Annotated[str | None, typer.Option(help=_METHOD)] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with the recipe; BiPFT's by default.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check recipe, task and data, print the recipe, and stop; MODEL may be missing."),
+    ] = False,
 ) -> None:
     """Finetune a binary BERT on GLUE or on your own data, without a teacher; ends in packed task models and a table.
 
@@ -70,6 +74,9 @@ def finetune(
     check_mlflow_uri(recipe.tracking.mlflow_uri)
     seed_list = parse_seeds(seeds)
     tasks = read_tasks(task, glue_dir, train, evaluation)
+    if check:
+        typer.echo(config_yaml(recipe), nl=False)
+        return
     from .report import scores_text
     from .run import run_plan
     from .source import open_source

@@ -7,8 +7,8 @@ from bitbert.errors import UserError
 from bitbert.files import publish_folder, read_json, sha256_file, write_json_atomically, write_text_atomically
 from bitbert.model import BitBertForSequenceClassification
 from bitbert.model.export import pack_model
-from bitbert.model.methods import unpackable
 from bitbert.model.verify import verify_packed
+from bitbert.packable import unpackable
 from bitbert.packed import WEIGHTS_FILE, save_packed
 from bitbert.tracking import Tracker, flatten
 
@@ -108,7 +108,9 @@ def _save(
         source.tokenizer.save(temporary)
         write_text_atomically(temporary / "README.md", _card(result, task))
     result["weights_sha256"] = sha256_file(folder / "model" / WEIGHTS_FILE)
-    reason = unpackable(model.config) if isinstance(model, BitBertForSequenceClassification) else "full precision"
+    reason = (
+        unpackable(model.config.to_dict()) if isinstance(model, BitBertForSequenceClassification) else "full precision"
+    )
     result["not_packed"] = reason
     result["weights_bytes"] = (folder / "model" / WEIGHTS_FILE).stat().st_size
     if reason is None:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from bitbert.config import load_config
+from bitbert.config import config_yaml, load_config
 from bitbert.distributed import log
 from bitbert.errors import run_door
 
 from .config import PretrainConfig
+from .run_folder import refuse_other_run
 
 app = typer.Typer(
     add_completion=False,
@@ -48,6 +49,14 @@ def run(
             help="Check everything, print the resolved config, counts, tokens, memory and communication, and stop.",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Check config and run folder alone, print the config resolved, and stop; shards may be missing.",
+        ),
+    ] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="With --check: ranks that the batch must divide over.")] = 1,
 ) -> None:
     """Pretrain: MLM + NSP, distilled from a full-precision teacher, through DeepSpeed.
 
@@ -59,11 +68,17 @@ def run(
 
       srun python -m bitbert.pretrain CONFIG
 
-    A run folder that holds checkpoints is continued from the newest one that verifies. SIGTERM or SIGUSR1 ends a run
-    within a step with a checkpoint and exit code 75: start it again to go on. When a rank is lost, the others end
-    within rank_timeout_s with exit code 69.
+    A run folder that holds checkpoints is continued from the newest one that verifies. SIGTERM, SIGUSR1 or a file STOP
+    in the run folder ends a run within a step with a checkpoint and exit code 75: start it again to go on. When a rank
+    is lost, the others end within rank_timeout_s with exit code 69.
     """
     resolved = load_config(PretrainConfig, config, overrides)
+    if check:
+        for phase in resolved.resolved_phases():
+            phase.accumulation_steps(ranks)
+        refuse_other_run(resolved)
+        typer.echo(config_yaml(resolved), nl=False)
+        return
     if dry_run:
         from .dry_run import describe_run
 

@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
+from bitbert.errors import UserError
+
+from .precision import Precision
 
 RELATIONS = ("query", "key", "value")
 
@@ -177,12 +180,13 @@ class PretrainConfig(FrozenConfig):
         int, Field(ge=0, description="steps between comparisons of the ranks' parameters; 0 = only before checkpoints")
     ] = 1000
     rank_timeout_s: Annotated[
-        float, Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step or save")
+        float,
+        Field(gt=0, description="a rank not heard of for so long is lost; above the slowest step, evaluation or save"),
     ] = 600.0
     calibration_rows: Annotated[int, Field(ge=1, description="rows of the batch that initialises the step sizes")] = 64
     device: Literal["auto", "cpu"] = "auto"
     precision: Annotated[
-        Literal["fp32", "bf16"],
+        Precision,
         Field(description="of matrix products with floats; products of bits are exact integers in both"),
     ] = "fp32"
 
@@ -242,15 +246,6 @@ class PretrainConfig(FrozenConfig):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _lamb_has_whole_tensors(self) -> Self:
-        if self.optimizer.name == "lamb" and self.zero_stage:
-            raise ValueError(
-                f"optimizer.name lamb with zero_stage {self.zero_stage}: LAMB scales an update by the norm of a whole "
-                "tensor, and ZeRO gives the optimizer pieces of them; use zero_stage=0 or optimizer.name=adamw"
-            )
-        return self
-
     def resolved_phases(self) -> tuple["ResolvedPhase", ...]:
         """The run's phases with everything filled in; a run without phases is one."""
         return tuple(
@@ -287,6 +282,21 @@ class ResolvedPhase(NamedTuple):
     heldout: str
     global_batch_size: int
     micro_batch_size: int
+
+    def accumulation_steps(self, num_ranks: int) -> int:
+        """Micro-batches a rank and step.
+
+        Raises:
+            UserError: the global batch does not divide over the ranks.
+        """
+        per_pass = self.micro_batch_size * num_ranks
+        if self.global_batch_size % per_pass:
+            raise UserError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size} x {num_ranks} ranks = {per_pass}; "
+                "change micro_batch_size or the number of ranks"
+            )
+        return self.global_batch_size // per_pass
 
 
 class RateSection(NamedTuple):

@@ -1,16 +1,15 @@
 """--dry-run: what a run would do, checked and counted on a login node without starting it."""
 
-import yaml
-
 from bitbert.accounting import MIB, format_table, packed_config, shape_of, table
-from bitbert.distributed import detect_topology
+from bitbert.config import config_yaml
+from bitbert.distributed import Topology, detect_topology
 from bitbert.model import BitBertForPreTraining
 
 from .config import PretrainConfig
-from .engine import accumulation_steps
+from .phases import Phase
 from .run import check_run
-
-_BYTES_TRAINED = 16  # float32 weight, gradient and AdamW's two moments
+from .scaling import CLUSTERS
+from .scaling_table import Workload, memory_table, speed_table, whole_values
 
 
 def describe_run(config: PretrainConfig) -> str:
@@ -20,33 +19,55 @@ def describe_run(config: PretrainConfig) -> str:
         UserError: whatever would stop the run before its first step.
     """
     topology = detect_topology()
-    accumulation = accumulation_steps(config, topology)
+    for section in config.resolved_phases():
+        section.accumulation_steps(topology.world_size)
     run = check_run(config)
-    manifest = run.train.reader.manifest
     student = BitBertForPreTraining(run.student_config)
-    trained = sum(parameter.numel() for parameter in student.parameters())
+    sizes = [parameter.numel() for parameter in student.parameters()]
+    trained = sum(sizes)
     frozen = sum(parameter.numel() for parameter in run.teacher.parameters())
-    sequences = config.steps * config.global_batch_size
     shape = shape_of(run.student_config)
     figures = table(
         shape, run.max_length, packed_config(shape, run.student_config.to_dict(), method=config.model.method)
     )
     lines = [
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
+        config_yaml(config).rstrip(),
         "",
-        f"ranks                 {topology.world_size}, {accumulation} micro-batches of {config.micro_batch_size} a "
-        "rank and step",
         f"student               {trained:,} parameters, method {config.model.method}",
         f"teacher               {frozen:,} parameters, frozen",
+        f"checkpoint            {trained * 12 / MIB:,.0f} MiB each, {config.keep_checkpoints} kept",
+    ]
+    for number, phase in enumerate(run.phases, start=1):
+        work = Workload(
+            run.student_config,
+            config.loss,
+            trained,
+            whole_values(sizes),
+            frozen,
+            int(phase.train.reader.manifest["max_length"]),
+            phase.global_batch_size,
+            phase.micro_batch_size,
+            config.data.mask_probability,
+        )
+        lines += ["", f"phase {number} of {len(run.phases)}", *_phase_lines(phase, topology)]
+        lines += [f"memory a rank, of which the config asks for ZeRO stage {config.zero_stage}:"]
+        lines += memory_table(work, topology.world_size)
+        for cluster in CLUSTERS:
+            lines += ["", *speed_table(work, cluster, stage=config.zero_stage)]
+    return "\n".join([*lines, "", format_table(figures)])
+
+
+def _phase_lines(phase: Phase, topology: Topology) -> list[str]:
+    manifest = phase.train.reader.manifest
+    steps = phase.end_step - phase.first_step
+    sequences = steps * phase.global_batch_size
+    micro_batches = phase.global_batch_size // (phase.micro_batch_size * topology.world_size)
+    return [
+        f"ranks                 {topology.world_size}, {micro_batches} micro-batches of {phase.micro_batch_size} a "
+        "rank and step",
         f"training data         {manifest['rows']:,} rows, {manifest['tokens']:,} tokens, "
         f"at most {manifest['max_length']} a row",
-        f"run                   {config.steps:,} steps, {sequences:,} sequences, "
+        f"run                   {steps:,} steps, {sequences:,} sequences, "
         f"{sequences / manifest['rows']:.2f} epochs, "
         f"{sequences * manifest['tokens'] / manifest['rows']:,.0f} tokens",
-        f"memory a rank         {trained * _BYTES_TRAINED / MIB:,.0f} MiB weights, gradients, moments; "
-        f"{frozen * 4 / MIB:,.0f} MiB teacher; activations not counted",
-        f"checkpoint            {trained * 12 / MIB:,.0f} MiB each, {config.keep_checkpoints} kept",
-        "",
-        format_table(figures),
     ]
-    return "\n".join(lines)

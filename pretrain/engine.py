@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from bitbert.distributed import Topology
-from bitbert.errors import UserError
 
-from .config import PretrainConfig, ResolvedPhase
+from .config import PretrainConfig
+from .precision import products_in
 from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 
@@ -41,10 +41,13 @@ def start(topology: Topology, device: str, timeout_s: float) -> torch.device:
     if accelerator.device_name() != "cpu":
         accelerator.set_device(topology.local_rank)
     backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
-    deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s))
+    deepspeed.init_distributed(
+        backend, verbose=False, auto_mpi_discovery=False, timeout=timedelta(seconds=timeout_s + _GRACE_S)
+    )
     return torch.device(accelerator.current_device_name())
 
 
+_GRACE_S = 30  # the watchdog's sentence comes before what the communication library has to say
 _BUCKET_ELEMENTS = 50_000_000  # ZeRO allocates a bucket at each backward pass: 200 MB instead of its default 2 GB
 
 
@@ -65,7 +68,9 @@ class Engine:
         import deepspeed
 
         self.topology, self.device, self.model = topology, device, model
-        self._half = config.precision == "bf16"
+        if config.precision == "bf16":
+            # Inside of the model: DeepSpeed switches off an autocast that is entered outside of it.
+            model.forward = products_in(config.precision, device)(model.forward)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -78,10 +83,6 @@ class Engine:
         self.tensors = TrainingTensors(model, optimizer, topology, self._zero)
         self.gradient_norm = 0.0
         """Global norm of the last update's gradient, before clipping."""
-
-    def autocast(self) -> torch.autocast:
-        """Forward passes of student and teacher run inside of this: products in bfloat16 where the config says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
 
     def __call__(self, **inputs: Any) -> Any:
         return self._engine(**inputs)
@@ -174,29 +175,13 @@ def stop() -> None:
     comm.destroy_process_group()
 
 
-def accumulation_steps(config: PretrainConfig | ResolvedPhase, topology: Topology) -> int:
-    """Micro-batches a rank and step, of a run or of one of its phases.
-
-    Raises:
-        UserError: the global batch does not divide over the ranks.
-    """
-    per_pass = config.micro_batch_size * topology.world_size
-    if config.global_batch_size % per_pass:
-        raise UserError(
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
-            f"{config.micro_batch_size} x {topology.world_size} ranks = {per_pass}; "
-            "change micro_batch_size or the number of ranks"
-        )
-    return config.global_batch_size // per_pass
-
-
 def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from ours; settings whose defaults changed between versions are explicit."""
     phase = config.resolved_phases()[0]
     return {
         "train_batch_size": phase.global_batch_size,
         "train_micro_batch_size_per_gpu": phase.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(phase, topology),
+        "gradient_accumulation_steps": phase.accumulation_steps(topology.world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": {
             "stage": config.zero_stage,

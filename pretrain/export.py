@@ -15,7 +15,8 @@ from bitbert.model.verify import verify_packed
 from bitbert.packed import checkpoint_bytes, save_packed
 from bitbert.tokenizer import load_tokenizer
 
-from .run import FINAL, TRAINING_FILE
+from .run import TRAINING_FILE
+from .run_folder import FINAL
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -27,7 +27,8 @@ from .checkpoint import (
 )
 from .guard import NonFiniteGuard, SaveFailures
 from .ranks import share_json
-from .run import CHECKPOINTS, Run, data_identity
+from .run import Run, data_identity
+from .run_folder import CHECKPOINTS
 from .zero import TrainingTensors
 
 

@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bitbert.accounting import shape_of
 from bitbert.distributed import Topology, detect_topology, log
+from bitbert.model.kernels import why_no_kernels
 from bitbert.permutation import derive_key
 from bitbert.tracking import RunStatus, Tracker, flatten
 
 from . import engine as engine_module
 from .config import PretrainConfig
 from .data import Batch
-from .engine import Engine, accumulation_steps
+from .engine import Engine
 from .environment import ENVIRONMENT_FILE, record_environment
 from .evaluate import evaluate
 from .guard import NonFiniteGuard
@@ -32,10 +33,10 @@ from .run import (
     Run,
     build_calibrated_student,
     check_run,
-    claim_folder,
     save_final_model,
     share_student,
 )
+from .run_folder import CONFIG_FILE, STOP_FILE, claim_folder
 from .throughput import Throughput
 from .watchdog import Watchdog, lost_ranks_named
 
@@ -50,13 +51,15 @@ def pretrain(config: PretrainConfig) -> Path:
         LostRankError: another rank is gone.
     """
     topology = detect_topology()
+    # First: a signal while the run is being set up is not lost.
+    preemption = Preemption(Path(config.output) / STOP_FILE if topology.is_main else None)
     for phase in config.resolved_phases():
-        accumulation_steps(phase, topology)
+        phase.accumulation_steps(topology.world_size)
     run = check_run(config)
     if topology.is_main:
         claim_folder(config)
     with lost_ranks_named(topology):
-        trainer = Trainer(run, topology)
+        trainer = Trainer(run, topology, preemption)
         trainer.train()
     engine_module.stop()
     return run.folder
@@ -65,7 +68,8 @@ def pretrain(config: PretrainConfig) -> Path:
 class Trainer:
     """One rank of a run."""
 
-    def __init__(self, run: Run, topology: Topology) -> None:
+    def __init__(self, run: Run, topology: Topology, preemption: Preemption) -> None:
+        self.preemption = preemption
         self.run, self.config, self.topology = run, run.config, topology
         student = build_calibrated_student(run, topology)
         self.watchdog = Watchdog(topology, self.config.rank_timeout_s)
@@ -85,7 +89,8 @@ class Trainer:
         self.keeper.restore_moments(self.engine.tensors)
         self.monitor = BinaryMonitor(self.student)
         self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
-        self.preemption = Preemption()
+        if device.type == "cpu" and (reason := why_no_kernels()) is not None:
+            self._say(f"training without the native kernels ({reason}): torch does their work, slower")
         self.tracker = Tracker(
             run.folder,
             enabled=topology.is_main,
@@ -97,7 +102,7 @@ class Trainer:
         )
         if topology.is_main:
             record_environment(run.folder, topology, self.step)
-            self.tracker.add(run.folder / "config.yaml", run.folder / ENVIRONMENT_FILE)
+            self.tracker.add(run.folder / CONFIG_FILE, run.folder / ENVIRONMENT_FILE)
 
     def train(self) -> None:
         """All steps that are left, then the final evaluation, checkpoint and model."""
@@ -200,7 +205,8 @@ class Trainer:
         if requested:
             if self.step:
                 self._save()
-            raise PreemptedError(f"stopped by a signal after step {self.step}; start the same command again to go on")
+            self.preemption.acknowledge()
+            raise PreemptedError(f"stopped as asked after step {self.step}; start the same command again to go on")
         return GlobalCounts(masked, tokens, rows=float(num_rows))
 
     def _skipped(self, problem: str) -> None:

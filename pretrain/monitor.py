@@ -1,12 +1,12 @@
 """What tells whether a binary net still learns, by layer: flipped weights, saturated inputs, steps, attention."""
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitbert.model.attention import BinarySelfAttention
+from bitbert.model.levels import level_range
 from bitbert.model.linear import Binarizer, BinarizerStatistics, BinaryLinear
 from bitbert.model.methods import CodedLinear
 from bitbert.model.weights import WEIGHT_BINARIZERS, ternary_codes
@@ -31,25 +31,20 @@ class BinaryMonitor:
         self._linears = {name: module for name, module in model.named_modules() if isinstance(module, BinaryLinear)}
         self._binarizers = {name: module for name, module in model.named_modules() if isinstance(module, Binarizer)}
         self._attention = {
-            f"{name}.probability_binarizer": module.probability_binarizer
+            f"{name}.probability_binarizer"
             for name, module in model.named_modules()
             if isinstance(module, BinarySelfAttention)
         }
         self._signs: dict[str, Tensor] = {}
-        self._ones: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
 
     def watch(self, on: bool) -> None:
         """Observe the next step, or stop: watching costs a pass over every weight and activation.
 
         Call it before a step, where every rank holds whole weights.
         """
-        for binarizer in self._binarizers.values():
-            binarizer.monitor = BinarizerStatistics() if on else None
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = [each.register_forward_hook(self._count(name)) for name, each in self._attention.items() if on]
-        self._ones = {}
+        for name, binarizer in self._binarizers.items():
+            statistics = AttentionStatistics(binarizer) if name in self._attention else BinarizerStatistics()
+            binarizer.monitor = statistics if on else None
         self._signs = self._packed_signs() if on else {}
 
     def metrics(self) -> dict[str, float]:
@@ -61,17 +56,16 @@ class BinaryMonitor:
         figures = {
             **{f"flips {name}": count for name, count in flips.items()},
             **{f"saturation {name}": each.saturation for name, each in observed.items()},
-            **{f"ones {name}": share for name, share in self._ones.items()},
+            **{f"ones {name}": each.ones for name, each in observed.items() if isinstance(each, AttentionStatistics)},
             **{f"step {name}": each.alpha.detach().sum() for name, each in self._binarizers.items()},
         }
         read = dict(zip(figures, torch.stack([value.float() for value in figures.values()]).tolist(), strict=True))
-        watched = list(self._ones)
         self.watch(False)
         metrics = {"flip_ratio": sum(read[f"flips {name}"] for name in flips) / sum(sizes.values())}
         metrics |= _by_layer("flip_ratio", {name: read[f"flips {name}"] / sizes[name] for name in flips}, sizes)
         for title, key, names in (
             ("saturation", "saturation", observed),
-            ("attention_ones", "ones", watched),
+            ("attention_ones", "ones", [name for name in observed if name in self._attention]),
         ):
             values = {name: read[f"{key} {name}"] for name in names}
             if values:
@@ -81,16 +75,29 @@ class BinaryMonitor:
             metrics[f"binarizer_step/{_place(name)}/{_short(name)}"] = read[f"step {name}"]
         return metrics
 
-    def _count(self, name: str) -> Any:
-        def count(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            self._ones[name] = (output[0].detach() > 0).float().mean()
-
-        return count
-
     @torch.no_grad()
     def _packed_signs(self) -> dict[str, Tensor]:
         """One bit a weight, so that watching BERT-base costs 11 MB and not 85."""
         return {name: _pack(_signs(linear)) for name, linear in self._linears.items()}
+
+
+class AttentionStatistics(BinarizerStatistics):
+    """Of a binarizer of attention probabilities, or of Bi-Attention's scores: how many codes are above 0."""
+
+    def __init__(self, binarizer: Binarizer) -> None:
+        super().__init__()
+        self.ones = torch.zeros(())
+        self._kind = binarizer.kind
+        self._highest = level_range(binarizer.kind, binarizer.bits)[1]
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, limit: Tensor) -> None:
+        super().observe(x, limit)
+        if self._kind == "bool":
+            above = x >= 0
+        else:
+            above = x > (0 if self._kind == "strict_bool" else limit / (2 * self._highest))
+        self.ones = above.float().mean()
 
 
 def _signs(linear: BinaryLinear) -> Tensor:

@@ -78,12 +78,11 @@ def pretraining_terms(
     """
     terms: dict[str, Tensor] = {}
     cross_entropy = nn.functional.cross_entropy
+    prediction_logits, nsp_logits = student.prediction_logits.float(), student.seq_relationship_logits.float()
     if config.mlm:
-        terms["mlm"] = cross_entropy(student.prediction_logits, batch.labels, reduction="sum") / counts.masked
+        terms["mlm"] = cross_entropy(prediction_logits, batch.labels, reduction="sum") / counts.masked
     if config.nsp:
-        terms["nsp"] = (
-            cross_entropy(student.seq_relationship_logits, batch.next_sentence_label, reduction="sum") / counts.rows
-        )
+        terms["nsp"] = cross_entropy(nsp_logits, batch.next_sentence_label, reduction="sum") / counts.rows
     if config.hidden:
         terms["hidden"] = hidden_state_loss(
             student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens
@@ -91,12 +90,10 @@ def pretraining_terms(
     if config.nsp_distillation:
         assert teacher.nsp_logits is not None  # Teacher.load refuses a teacher without the head
         # Published as a mean over rows and over the two classes.
-        terms["nsp_distillation"] = soft_cross_entropy(student.seq_relationship_logits, teacher.nsp_logits) / (
-            2 * counts.rows
-        )
+        terms["nsp_distillation"] = soft_cross_entropy(nsp_logits, teacher.nsp_logits) / (2 * counts.rows)
     if config.mlm_distillation:
         assert teacher.mlm_logits is not None
-        soft = soft_cross_entropy(student.prediction_logits, teacher.mlm_logits, config.temperature)
+        soft = soft_cross_entropy(prediction_logits, teacher.mlm_logits, config.temperature)
         terms["mlm_distillation"] = soft * config.temperature**2 / counts.masked
     return terms
 

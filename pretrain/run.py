@@ -1,14 +1,11 @@
 """What a run is made of, built and checked before the first step; and what it leaves behind."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from bitbert.config import dump_config
 from bitbert.distributed import Topology, log
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
@@ -23,27 +20,11 @@ from .curriculum import Curriculum
 from .data import BatchMaker
 from .engine import broadcast_parameters
 from .phases import Phase, lay_out
+from .run_folder import FINAL
 from .student import build_student, load_step_sizes, save_step_sizes, student_config
 from .teacher import Teacher, load_teacher
 
-FINAL = "final"
-CHECKPOINTS = "checkpoints"
 TRAINING_FILE = "training.json"
-_MAY_CHANGE = (
-    "tracking",
-    "keep_checkpoints",
-    "milestone_every",
-    "failed_saves",
-    "non_finite",
-    "zero_stage",
-    "check_replicas_every",
-    "rank_timeout_s",
-    "checkpoint_every",
-    "eval_every",
-    "eval_rows",
-    "micro_batch_size",
-    "device",
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +64,7 @@ def check_run(config: PretrainConfig) -> Run:
     sections = config.resolved_phases()
     folders = dict.fromkeys(folder for section in sections for folder in (section.train, section.heldout))
     phases = lay_out(sections, {folder: _open_shards(folder, tokenizer, config) for folder in folders})
-    teacher = load_teacher(config.teacher, config.loss, tokenizer)
+    teacher = load_teacher(config.teacher, config.loss, tokenizer, config.precision)
     student = student_config(config.model, teacher.config)
     run = Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
     if run.max_length > teacher.config.max_position_embeddings:
@@ -124,36 +105,6 @@ def share_student(student: BitBertForPreTraining, topology: Topology, device: to
     torch.nn.Module.to(student, device).train()
     broadcast_parameters(student, topology)
     return student
-
-
-def claim_folder(config: PretrainConfig) -> None:
-    """Write the resolved config into the run folder, or check that the folder belongs to this config.
-
-    Raises:
-        UserError: the folder holds a run with another config.
-    """
-    path = Path(config.output) / "config.yaml"
-    if path.exists():
-        recorded, wanted = (_identity(values) for values in (_read_yaml(path), config.model_dump(mode="json")))
-        changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"run folder {config.output!r} holds a run with {key}={json.dumps(recorded.get(key))}, "
-                f"this config says {json.dumps(wanted.get(key))}; "
-                "choose another output=..., or remove the folder"
-            )
-    dump_config(config, path)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a dumped config that decides what a run computes."""
-    phases = [{k: v for k, v in phase.items() if k not in _MAY_CHANGE} for phase in config.get("phases", [])]
-    return {key: value for key, value in config.items() if key not in _MAY_CHANGE} | {"phases": phases}
 
 
 def data_identity(run: Run) -> list[str]:

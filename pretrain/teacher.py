@@ -16,6 +16,7 @@ from bitbert.tokenizer import SENTENCEPIECE_FILE, WORDPIECE_FILE, Tokenizer, loa
 
 from .config import LossSection
 from .data import Batch
+from .precision import Precision, products_in
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,16 @@ class TeacherOutput:
 
 
 class Teacher(nn.Module):
-    """A frozen BERT. ``tensors`` is its state dict, from which the student is initialised."""
+    """A frozen BERT. ``tensors`` is its state dict, from which the student is initialised.
 
-    def __init__(self, model: BertForPreTraining, heads: frozenset[str], loss: LossSection) -> None:
+    Its products run in ``precision``; what it returns is float32.
+    """
+
+    def __init__(
+        self, model: BertForPreTraining, heads: frozenset[str], loss: LossSection, precision: Precision = "fp32"
+    ) -> None:
         super().__init__()
+        self._precision = precision
         self.config = model.config
         self.tensors = {name: tensor for name, tensor in model.state_dict().items() if _belongs(name, heads)}
         self.bert = model.bert
@@ -57,16 +64,19 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherOutput:
-        with self.tap:
-            output = self.bert(**batch.inputs(), output_hidden_states=True)
-        nsp_logits = self.nsp_head(output.pooler_output) if self.nsp_head is not None else None
-        mlm_logits = None
-        if self.mlm_head is not None:
-            mlm_logits = self.mlm_head(output.last_hidden_state.flatten(0, 1)[batch.masked_positions])
-        return TeacherOutput(output.hidden_states, nsp_logits, mlm_logits, tuple(self.tap.take()))
+        with products_in(self._precision, batch.input_ids.device):
+            with self.tap:
+                output = self.bert(**batch.inputs(), output_hidden_states=True)
+            nsp_logits = self.nsp_head(output.pooler_output).float() if self.nsp_head is not None else None
+            mlm_logits = None
+            if self.mlm_head is not None:
+                masked = output.last_hidden_state.flatten(0, 1)[batch.masked_positions]
+                mlm_logits = self.mlm_head(masked).float()
+        hidden_states = tuple(states.float() for states in output.hidden_states)
+        return TeacherOutput(hidden_states, nsp_logits, mlm_logits, tuple(self.tap.take()))
 
 
-def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer) -> Teacher:
+def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer, precision: Precision = "fp32") -> Teacher:
     """Load a BERT and check that it fits the loss and the tokenizer.
 
     Raises:
@@ -111,7 +121,7 @@ def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer) -> Teacher:
             "do not divide; change loss.relation_heads"
         )
     _check_tokenizer(name, path, config, tokenizer)
-    return Teacher(model, heads, loss)
+    return Teacher(model, heads, loss, precision)
 
 
 _PREFIXES = {"pooler": "bert.pooler.", "mlm": "cls.predictions.transform.", "nsp": "cls.seq_relationship."}

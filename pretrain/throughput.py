@@ -23,10 +23,19 @@ def batch_operations(shape: Shape, attention_mask: Tensor, num_masked: int, loss
         attention_mask: (batch, positions), 1 at text, in the host's memory.
         num_masked: masked positions in the batch.
     """
+    lengths = attention_mask.sum(1).double()
+    return _operations(shape, float(lengths.sum()), float(lengths.square().sum()), num_masked, loss)
+
+
+def row_operations(shape: Shape, num_tokens: int, num_masked: int, loss: LossSection) -> float:
+    """:func:`batch_operations` of one row of ``num_tokens`` text tokens."""
+    return _operations(shape, num_tokens, num_tokens**2, num_masked, loss)
+
+
+def _operations(shape: Shape, tokens: float, squares: float, num_masked: int, loss: LossSection) -> float:
     hidden, layers = shape.hidden_size, shape.num_hidden_layers
     weights = layers * (4 * hidden**2 + 2 * hidden * shape.intermediate_size)
-    lengths = attention_mask.sum(1).double()
-    encoder = 2 * weights * float(lengths.sum()) + 4 * layers * hidden * float(lengths.square().sum())
+    encoder = 2 * weights * tokens + 4 * layers * hidden * squares
     head = 2 * num_masked * (hidden**2 + hidden * shape.vocab_size)
     teacher = encoder + (head if loss.mlm_distillation else 0)
     return 3 * (encoder + head) + teacher

@@ -68,7 +68,8 @@ class TrainingTensors:
         """What the optimizer keeps of each parameter, named ``kind|parameter``; nothing before its first update."""
         specs = []
         for name, parameter in self._parameters.items():
-            for kind, value in self._optimizer.state.get(self._pieces[name].holder, {}).items():
+            # In the order of their names: a resumed optimizer has them in another than a fresh one.
+            for kind, value in sorted(self._optimizer.state.get(self._pieces[name].holder, {}).items()):
                 shape = () if value.dim() == 0 else whole_shape(parameter)
                 specs.append(TensorSpec(f"{kind}|{name}", value.dtype, shape))
         return specs

@@ -76,7 +76,11 @@ torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 
 
 def run_module(
-    module: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
+    module: str,
+    *arguments: object,
+    env: dict[str, str] | None = None,
+    timeout: float = 300,
+    cwd: Path = REPOSITORY,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module`` as a user would, in a process of its own."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
@@ -86,7 +90,7 @@ def run_module(
         text=True,
         timeout=timeout,
         check=False,
-        cwd=REPOSITORY,
+        cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
     )
 

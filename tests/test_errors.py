@@ -1,7 +1,9 @@
 """Errors a user can act on."""
 
+import errno
 import importlib
 import importlib.util
+import os
 import sys
 
 import pytest
@@ -24,6 +26,25 @@ def test_other_errors_are_not_hidden() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
+        run_door(door)
+
+
+def test_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def door() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/model.safetensors")
+
+    with pytest.raises(SystemExit, match="2"):
+        run_door(door)
+    assert capsys.readouterr().err == (
+        "error: cannot write runs/model.safetensors: No space left on device; free some space and start again\n"
+    )
+
+
+def test_other_errors_of_the_system_pass() -> None:
+    def door() -> None:
+        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+
+    with pytest.raises(FileNotFoundError):
         run_door(door)
 
 

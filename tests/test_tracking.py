@@ -1,6 +1,9 @@
 """Metrics are always on disk, and MLflow never stops a run."""
 
+import json
 import math
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,26 @@ def test_lines_survive_and_a_resumed_run_rewrites_the_rest(tmp_path: Path) -> No
     Tracker(tmp_path, resume_step=2).log(3, {"loss": 9.0})
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_a_full_disk_loses_no_line_and_writes_none_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.log(1, {"loss": 1.0})
+    full = (tmp_path / "metrics.jsonl").stat().st_size + 10
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full, hard))
+    try:
+        tracker.log(2, {"loss": 0.5})
+        tracker.log(3, {"loss": 0.4})
+        assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert capsys.readouterr().err.count("metrics.jsonl could not be written") == 1
+    tracker.log(4, {"loss": 0.3})
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ class Scores:
 
 @cache
 def load_kernels() -> Kernels | None:
-    """The kernels, or None where they were not built, this processor cannot run them, or SWITCH says ``torch``.
+    """The kernels, or None; :func:`why_no_kernels` says why.
 
     Raises:
         UserError: the library cannot be loaded, or is of another version than this package.
@@ -234,6 +234,15 @@ def load_kernels() -> Kernels | None:
     if found != _ABI_VERSION:
         raise UserError(f"{str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; install bitbert again")
     return Kernels(library) if library.bb_training_supported() else None
+
+
+def why_no_kernels() -> str | None:
+    """Why training on this CPU goes without the kernels, for a log; None where it has them."""
+    if load_kernels() is not None:
+        return None
+    if os.environ.get(SWITCH) == "torch":
+        return f"{SWITCH}=torch"
+    return "this processor lacks AVX-512 with VNNI" if LIBRARY.is_file() else "they were not built"
 
 
 def kernels_for(x: Tensor) -> Kernels | None:

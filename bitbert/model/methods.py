@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitbert.errors import UserError
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
 from bitbert.model.weights import WEIGHT_BINARIZERS
+from bitbert.packable import unpackable
 
 
 class CodedLinear(BinaryLinear):
@@ -85,23 +86,11 @@ def freeze_fixed(model: nn.Module, config: Any) -> None:
             module.shift.requires_grad_(config.input_shift)
 
 
-def unpackable(config: Any) -> str | None:
-    """Why a model cannot be packed (more than 1 bit, or a function that the format does not have), or None."""
-    reasons = {
-        f"its activations have {config.activation_bits} bits": config.activation_bits != 1,
-        f"its weights are {config.weight_binarizer}": WEIGHT_BINARIZERS[config.weight_binarizer].center is None,
-        "each of its weights is the sum of two binary ones": config.split_weights,
-        "its step sizes are those of each batch (minmax)": config.step_sizes == "minmax",
-        f"its heads are {config.head_size} wide": config.head_size * config.num_attention_heads != config.hidden_size,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
 def check_packable(config: Any) -> None:
     """Raises:
     UserError: the model cannot be packed, and why.
     """
-    reason = unpackable(config)
+    reason = unpackable(config.to_dict())
     if reason is not None:
         raise UserError(
             f"a model of method {config.method!r} cannot be packed: {reason}, and the packed format and its "

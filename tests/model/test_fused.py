@@ -1,6 +1,7 @@
 """The native training kernels against the torch code that they stand for."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from bitbert.errors import UserError
 from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model import kernels as kernels_module
 from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.dropout import Dropout, draw, drop_limit
-from bitbert.model.kernels import SWITCH, load_kernels
+from bitbert.model.kernels import SWITCH, load_kernels, why_no_kernels
 from bitbert.model.layers import gelu
 from bitbert.model.linear import BinarizerStatistics, BinaryLinear
 
@@ -212,4 +214,21 @@ def test_a_step_of_the_whole_model(use: Any) -> None:
 def test_an_unknown_switch_is_refused(use: Any) -> None:
     use("fast")
     with pytest.raises(UserError, match="BITBERT_TRAINING_KERNELS is 'fast', wanted 'native' or 'torch'"):
+        load_kernels()
+
+
+def test_why_there_are_no_kernels(use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use("torch")
+    assert load_kernels() is None
+    assert why_no_kernels() == "BITBERT_TRAINING_KERNELS=torch"
+    use("native")
+    monkeypatch.setattr(kernels_module, "LIBRARY", tmp_path / "absent.so")
+    assert why_no_kernels() == "they were not built"
+
+
+def test_a_library_that_does_not_load_is_refused(use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use("native")
+    (tmp_path / "broken.so").write_bytes(b"not a library")
+    monkeypatch.setattr(kernels_module, "LIBRARY", tmp_path / "broken.so")
+    with pytest.raises(UserError, match="cannot be loaded"):
         load_kernels()

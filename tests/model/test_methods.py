@@ -13,9 +13,13 @@ from bitbert.model.export import pack_model
 from bitbert.model.levels import minmax_step
 from bitbert.model.methods import CodedEmbedding, CodedLinear
 from bitbert.model.weights import WEIGHT_BINARIZERS, ternary_codes
+from bitbert.runtime import Runtime
 from tests.conftest import tiny_model
 
-torch.manual_seed(0)
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
 
 
 def classifier(method: str, vocab_size: int, **fields: object) -> BitBertForSequenceClassification:
@@ -149,6 +153,22 @@ def test_what_cannot_be_packed_says_why(method: str, fields: dict, reason: str, 
     model = classifier(method, tiny_tokenizer.vocab_size, **fields)
     with pytest.raises(UserError, match=f"method '{method}' cannot be packed: .*{reason}"):
         pack_model(model, tiny_tokenizer, max_length=32)
+
+
+def test_the_runtime_says_why_a_latent_model_does_not_run(tiny_tokenizer, tmp_path) -> None:
+    for name, fields, message in (
+        (
+            "two-bits",
+            {"activation_bits": 2},
+            "cannot be packed: its activations have 2 bits.*runtime computes with 1 bit",
+        ),
+        ("one-bit", {}, "it holds latent weights.*pack them with bitbert-export"),
+    ):
+        classifier("bit", tiny_tokenizer.vocab_size, **fields).save_pretrained(tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            Runtime.load(tmp_path / name)
+    with pytest.raises(UserError, match="no SHA256SUMS and"):
+        Runtime.load(tmp_path)
 
 
 def test_impossible_combinations_are_refused(tiny_tokenizer) -> None:

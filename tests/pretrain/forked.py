@@ -21,6 +21,7 @@ def warm_up() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     import deepspeed  # noqa: F401
 
+    import bitbert.pretrain.__main__
     import bitbert.pretrain.loop  # noqa: F401
 
 
@@ -36,6 +37,10 @@ class Child:
 
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def ended(self) -> bool:
+        """Whether the run is over, however; :meth:`wait` still has its exit code."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def wait(self, timeout_s: float = 120) -> int:
         """The exit code, negative for a signal; a child that hangs is killed and fails the test."""
@@ -95,6 +100,7 @@ def start(
     prepare: Callable[[], object] = lambda: None,
 ) -> Child:
     """Fork ``bitbert-pretrain smoke.yaml overrides``; ``prepare`` runs in the child before it, to plant a fault."""
+    log.touch()  # there to be read before the child has written to it
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

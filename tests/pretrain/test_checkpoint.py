@@ -65,6 +65,10 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     tensors = TrainingTensors(other, other_optimizer, ALONE)
     restore_weights(checkpoint, tensors)
     restore_moments(checkpoint, tensors)
+    save_checkpoint(tmp_path / "again", tensors, {"step": 2}, keep=1)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        written = [(root / "step-00000002" / file).read_bytes() for root in (tmp_path, tmp_path / "again")]
+        assert written[0] == written[1], file
     for each, its_optimizer in ((model, optimizer), (other, other_optimizer)):
         each.decoder(each.table(torch.arange(5))).square().sum().backward()
         its_optimizer.step()

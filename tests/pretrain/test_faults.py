@@ -101,6 +101,21 @@ def test_killed_at_random_moments_and_lines_the_run_ends_with_the_same_bits(
     assert_same(tmp_path / "run", reference)
 
 
+def test_a_signal_while_the_run_is_set_up_is_not_lost(start: Start, tmp_path: Path) -> None:
+    """The scheduler's code, though there is nothing to save yet."""
+
+    def signalled(rank: int) -> None:
+        from bitbert.pretrain import loop
+
+        check = loop.check_run
+        loop.check_run = lambda config: (os.kill(os.getpid(), signal.SIGTERM), check(config))[1]
+
+    (child,) = start(tmp_path / "run", prepare=signalled)
+    assert child.wait() == 75, child.text()
+    assert "after step 0; start the same command again" in child.text()
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
 def plant_nan(at: set[int], *, rank: int = 0, gradient: bool = False, on_step: bool = False) -> Callable[[int], None]:
     """Make the loss, or only its gradient, NaN on one rank for global batches ``at`` (or steps, with ``on_step``)."""
 

@@ -187,7 +187,7 @@ def test_signal_becomes_a_checkpoint_and_exit_code_75(settings: list[str], tmp_p
             break
     lines += process.stderr.readlines()
     assert process.wait(timeout=60) == 75, lines
-    (stopped,) = [line for line in lines if "stopped by a signal after step" in line]
+    (stopped,) = [line for line in lines if "stopped as asked after step" in line]
     step = int(stopped.split("after step ")[1].split(";")[0])
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "manifest.json").is_file()
     assert not (tmp_path / "run" / "final").exists()
