@@ -55,6 +55,10 @@ class Teacher(nn.Module):
         if self.nsp_head is None:
             self.bert.pooler = None
         self.tap = ProjectionTap(self.bert, loss.relation_layers if loss.relations else ())
+        if precision == "bf16":  # once, instead of at every product of every step
+            for module in self.bert.encoder.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
         self.requires_grad_(False)
         super().train(False)
 

@@ -55,9 +55,9 @@ class _BinaryLinear(Function):
         dx, dshift, dstep = kernels.binarize_backward(
             dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0
         )
-        correlation = (upstream.T @ codes.to(dtype)).float()
-        dstep += torch.dot(correlation.flatten(), signs.flatten().float())
-        dweight = correlation.mul_((step / scale).unsqueeze(1))
+        correlation = upstream.T @ codes.to(dtype)
+        dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, scale, step.item())
+        dstep += dstep_of_product
         return None, dx, dshift, dstep, dweight, dbias, None, None
 
 

@@ -51,6 +51,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "signs": (_P, c_float, _N, _P),
     "scale_bias": (_P, _P, _N, _P, _N, _N),
     "upstream": (_P, _P, _N, _N, _N, c_int, _P, _P),
+    "weight_gradient": (_P, c_int, _P, _P, _N, c_float, _N, _N, _P, _P),
     "gelu": (_P, _N, _P),
     "gelu_backward": (_P, _P, _N, _P),
     "dropout": (_P, _P, c_int16, c_float, _N, _P, _P),
@@ -131,6 +132,14 @@ class Kernels:
         out, dbias = torch.empty_like(gradient, dtype=dtype), torch.empty(width)
         self.call("upstream", gradient, scale, scale.numel(), rows, width, _TYPES[dtype], out, dbias)
         return out, dbias
+
+    def weight_gradient(self, correlation: Tensor, signs: Tensor, scale: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """correlation (rows, width) * step / scale (1,) or (rows,), float32; and sum(correlation * signs), (1,)."""
+        rows, width = correlation.shape
+        dweight, dstep = torch.empty_like(correlation, dtype=torch.float32), torch.empty(1)
+        kind = _TYPES[correlation.dtype]
+        self.call("weight_gradient", correlation, kind, signs, scale, scale.numel(), step, rows, width, dweight, dstep)
+        return dweight, dstep
 
     def gelu(self, x: Tensor) -> Tensor:
         y = torch.empty_like(x)

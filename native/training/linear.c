@@ -202,6 +202,52 @@ void bb_training_upstream(bb_pool *pool, const float *gradient, const float *sca
     free(job.sums);
 }
 
+typedef struct {
+    row_blocks blocks;
+    size_t width, num_scales;
+    const void *correlation;
+    int type;
+    const int8_t *signs;
+    const float *scale;
+    float step, *dweight, *step_sums;
+} weight_job;
+
+BB_INLINE void weight_gradient_rows(const weight_job *job, size_t index, const int type) {
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t row = index * job->blocks.per_block; row < block_end(job->blocks, index); row++) {
+        const __m512 factor = _mm512_set1_ps(job->step / job->scale[job->num_scales == 1 ? 0 : row]);
+        for (size_t column = 0; column < job->width; column += BB_LANES) {
+            const __mmask16 lanes = lanes_inside(column, job->width);
+            const size_t at = row * job->width + column;
+            const __m512 correlation = load_operand(job->correlation, at, type, lanes);
+            const __m512 sign = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes, job->signs + at)));
+            sum = _mm512_fmadd_ps(correlation, sign, sum);
+            _mm512_mask_storeu_ps(job->dweight + at, lanes, _mm512_mul_ps(correlation, factor));
+        }
+    }
+    job->step_sums[index] = _mm512_reduce_add_ps(sum);
+}
+
+static void weight_gradient_block(void *context, size_t worker, size_t index) {
+    (void)worker;
+    const weight_job *job = context;
+    if (job->type == BB_BFLOAT16)
+        weight_gradient_rows(job, index, BB_BFLOAT16);
+    else
+        weight_gradient_rows(job, index, BB_FLOAT32);
+}
+
+void bb_training_weight_gradient(bb_pool *pool, const void *correlation, int type, const int8_t *signs, const float *scale, size_t num_scales,
+                                 float step, size_t rows, size_t width, float *dweight, float *dstep) {
+    weight_job job = {.blocks = split_rows(rows, width), .width = width, .num_scales = num_scales, .correlation = correlation, .type = type,
+                      .signs = signs, .scale = scale, .step = step, .dweight = dweight};
+    job.step_sums = malloc(job.blocks.count * sizeof *job.step_sums);
+    if (!job.step_sums) abort();
+    bb_pool_run(pool, job.blocks.count, weight_gradient_block, &job);
+    fold_blocks(job.step_sums, job.blocks.count, 1, dstep);
+    free(job.step_sums);
+}
+
 BB_TARGET_END
 
 int bb_training_supported(void) {

@@ -59,6 +59,11 @@ BB_TRAINING_API void bb_training_scale_bias(bb_pool *pool, void *values, const f
 BB_TRAINING_API void bb_training_upstream(bb_pool *pool, const float *gradient, const float *scale, size_t num_scales, size_t rows, size_t width,
                                           int out_type, void *out, float *dbias);
 
+/* From the correlation (rows, width) of the scaled gradient with the codes, of type `type`: dweight = correlation * step /
+ * scale of its row, and dstep = sum(correlation * signs). num_scales is 1 or rows. */
+BB_TRAINING_API void bb_training_weight_gradient(bb_pool *pool, const void *correlation, int type, const int8_t *signs, const float *scale,
+                                                 size_t num_scales, float step, size_t rows, size_t width, float *dweight, float *dstep);
+
 /* y = x * Phi(x) with the sign of the tail kept, and its derivative. */
 BB_TRAINING_API void bb_training_gelu(bb_pool *pool, const float *x, size_t count, float *y);
 BB_TRAINING_API void bb_training_gelu_backward(bb_pool *pool, const float *gradient, const float *x, size_t count, float *dx);
