@@ -1,5 +1,10 @@
-"""Runs inside of the test process: importing DeepSpeed once is most of what a run in its own process costs."""
+"""Runs in forked children of the test process: importing DeepSpeed once is most of what a process of their own costs.
 
+A run must not happen in the test process itself: its process group and its environment would stay for later tests.
+"""
+
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.loop import pretrain
 from bitbert.tracking import read_metrics
 from tests.conftest import REPOSITORY
+from tests.pretrain import forked
 
 SMOKE = REPOSITORY / "configs" / "pretrain" / "smoke.yaml"
 
@@ -35,7 +41,31 @@ def as_killed_after(step: int, finished: Path, folder: Path) -> Path:
     return folder
 
 
-def run_here(output: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Run the smoke config with ``overrides`` to its end in this process; returns its metrics."""
-    pretrain(load_config(PretrainConfig, SMOKE, [f"output={output}", *overrides]))
+def run_here(output: Path, *overrides: str, notes: tuple[list[Any], ...] = ()) -> list[dict[str, Any]]:
+    """Run the smoke config with ``overrides`` to its end; returns its metrics, or raises what the run raised.
+
+    Args:
+        notes: lists that a spy planted by the test fills during the run.
+    """
+    config = load_config(PretrainConfig, SMOKE, [f"output={output}", *overrides])
+    forked.warm_up()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        raised: BaseException | None = None
+        try:
+            pretrain(config)
+        except BaseException as error:
+            raised = error
+        with os.fdopen(writer, "wb") as pipe:
+            pickle.dump((raised, notes), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        raised, filled = pickle.load(pipe)
+    os.waitpid(child, 0)
+    if raised is not None:
+        raise raised
+    for note, content in zip(notes, filled, strict=True):
+        note[:] = content
     return read_metrics(output / "metrics.jsonl")

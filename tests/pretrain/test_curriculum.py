@@ -68,7 +68,7 @@ def test_every_forward_pass_has_its_bits(overrides: list[str], tmp_path: Path, m
 
     monkeypatch.setattr(loop.Engine, "__call__", spy_forward)
     monkeypatch.setattr(loop.Engine, "update", spy_update)
-    run_here(tmp_path / "run", *overrides, "micro_batch_size=8")
+    run_here(tmp_path / "run", *overrides, "micro_batch_size=8", notes=(bits, before, after))
     assert bits == [{4}, {2}, {2}, {1}, {1}, {1}]
     model = BitBertForPreTraining.from_pretrained(tmp_path / "run" / "final")
     kinds = [module.kind for module in model.modules() if isinstance(module, Binarizer)]
@@ -118,21 +118,21 @@ def test_zero_stages_take_part_in_the_switch(
 
     Step sizes are compared, not losses: keys' biases have gradients of rounding noise, which Adam makes updates of.
     """
-    switched: dict[str, torch.Tensor] = {}
+    switched: list[torch.Tensor] = []
     change = loop.Engine.change_step_sizes
 
     def spy(engine: loop.Engine, with_what: Any) -> None:
         change(engine, with_what)
         with engine.whole_weights():
             alphas = [each.detach().clone() for name, each in engine.model.named_parameters() if name.endswith("alpha")]
-        switched["now"] = torch.cat(alphas)
+        switched.append(torch.cat(alphas))
 
     monkeypatch.setattr(loop.Engine, "change_step_sizes", spy)
     changes = [*overrides, "curriculum=[{activation_bits: 2, until: 2}]", "steps=3", "checkpoint_every=0"]
     found = {}
     for stage in (0, 2, 3):
-        run_here(tmp_path / str(stage), *changes, f"zero_stage={stage}")
-        found[stage] = (switched["now"], final(tmp_path / str(stage)))
+        run_here(tmp_path / str(stage), *changes, f"zero_stage={stage}", notes=(switched,))
+        found[stage] = (switched[-1], final(tmp_path / str(stage)))
     for stage in (2, 3):
         assert torch.allclose(found[stage][0], found[0][0], rtol=1e-5), stage
         for name, alpha in found[0][1].items():

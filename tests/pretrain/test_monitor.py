@@ -7,6 +7,7 @@ import torch
 
 from bitbert.accounting import multiply_accumulates, shape_of
 from bitbert.model.configuration import PRESETS
+from bitbert.model.kernels import SWITCH, load_kernels
 from bitbert.model.linear import Binarizer, BinaryLinear
 from bitbert.pretrain.config import LossSection
 from bitbert.pretrain.monitor import BinaryMonitor, _count_ones, _pack
@@ -64,7 +65,9 @@ def test_every_method_can_be_watched(method: str) -> None:
     assert 0 < metrics["attention_ones"] <= 1  # with 8 bits all may be above 0
 
 
-def test_attention_saturation_and_steps() -> None:
+def test_attention_saturation_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "torch")  # the kernels leave out the binarizers that the hooks below look into
+    load_kernels.cache_clear()
     model = tiny_model("bitbert", vocab_size=60)
     shares = []
     for module in model.bitbert.layers[0].modules():
@@ -74,6 +77,7 @@ def test_attention_saturation_and_steps() -> None:
             )
     monitor = BinaryMonitor(model)
     monitor.watch(True)
+    torch.manual_seed(0)
     attentions = model(IDS, output_attentions=True).attentions
     metrics = monitor.metrics()
     for layer, attention in enumerate(attentions):
@@ -89,6 +93,13 @@ def test_attention_saturation_and_steps() -> None:
     assert metrics["binarizer_step/layer_01/attention.probability"] > 0
     assert metrics["binarizer_step/pooler/dense.input"] > 0
     assert len([name for name in metrics if name.startswith("binarizer_step/")]) == 2 * 10 + 1
+
+    monkeypatch.setenv(SWITCH, "native")
+    load_kernels.cache_clear()
+    monitor.watch(True)
+    torch.manual_seed(0)
+    model(IDS)
+    assert monitor.metrics() == pytest.approx(metrics, abs=1e-3)
 
 
 def test_nothing_is_watched_between_logging_steps() -> None:
