@@ -142,10 +142,10 @@ def _results(training: dict[str, Any], results: dict[str, Any] | None, sentences
         shown = {key: value for key, value in results.items() if key != "submission"}
         parts.append(results_markdown(shown).partition("\n\n")[2].strip())
     if sentences is not None:
-        found = ", ".join(f"{row['model']} {100 * row['spearman']:.1f}" for row in sentences["rows"])
+        ours, teachers = (f"{100 * row['spearman']:.1f}" for row in sentences["rows"])
         parts.append(
             f"As a sentence encoder without finetuning, {sentences['set']}, Spearman of the cosines of mean-pooled "
-            f"states x 100: {found}."
+            f"states x 100: {ours}; the full-precision teacher's: {teachers}."
         )
     return "\n\n".join(parts)
 

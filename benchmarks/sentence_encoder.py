@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertModel
+import transformers
 
 from bitbert.errors import UserError
 from bitbert.files import write_json_atomically
@@ -72,7 +72,8 @@ def torch_encoder(states: Callable[..., torch.Tensor], tokenizer: Tokenizer, max
 def teacher_encoder(name: str) -> tuple[Encode, int]:
     """A full-precision BERT's encoder, and the bytes of its parameters in float32."""
     path = require_local_or_hub(name, "teacher")
-    model = BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True).eval()
+    transformers.logging.disable_progress_bar()
+    model = transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True).eval()
 
     def states(**inputs: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = model(**inputs).last_hidden_state

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertForPreTraining
 
-from bitbert.distributed import Topology, log
+from bitbert.distributed import Topology, detect_topology, log
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
 from bitbert.shards import ShardReader
@@ -62,6 +62,8 @@ def train_teacher_head(config: TeacherHeadConfig) -> Path:
         UserError: the config does not fit its data, teacher or run folder, or the loss is not finite.
         PreemptedError: SIGTERM or SIGUSR1 came; a checkpoint is written.
     """
+    if detect_topology().world_size > 1:
+        raise UserError("a teacher's head is trained in one process; start the command without a launcher")
     preemption = Preemption(Path(config.output) / STOP_FILE)
     check_mlflow_uri(config.tracking.mlflow_uri)
     tokenizer = load_tokenizer(config.tokenizer)

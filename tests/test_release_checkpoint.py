@@ -73,7 +73,7 @@ def test_a_release_has_its_card_and_loads_by_name(
         "learning_rate: 0.003",
         "7 steps",
         "mlm_loss 5.4321",
-        "bits 50.0, float 80.0",
+        "x 100: 50.0; the full-precision teacher's: 80.0",
         "cut to 32 tokens",
         "| accuracy |",
     ):

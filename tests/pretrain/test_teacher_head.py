@@ -112,6 +112,15 @@ def test_the_door(trained: Path) -> None:
     assert result.stdout == f"teacher: {trained}\n"
 
 
+def test_several_ranks_are_refused(
+    bare_teacher: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="in one process"):
+        train_teacher_head(config(tmp_path / "run", tiny_shards, bare_teacher))
+
+
 def test_a_student_is_distilled_from_it(trained: Path, tiny_shards: Path, tmp_path: Path) -> None:
     lines = run_here(
         tmp_path / "student",
