@@ -41,7 +41,10 @@ BB_INLINE void attend_query(const attend_job *job, size_t item, size_t head, siz
     __m512 sum = _mm512_setzero_ps();
     for (size_t k = 0; k < keys; k += BB_LANES) {
         const __mmask16 lanes = lanes_inside(k, keys);
-        const __m512 weight = lanes_exp(_mm512_sub_ps(load_floats(probabilities + k, lanes), top));
+        /* Exactly 0 for masked keys: what lanes_exp leaves of them would be subnormal, which slows every product after it. */
+        const __m512 below = _mm512_sub_ps(load_floats(probabilities + k, lanes), top);
+        const __mmask16 counts = _mm512_cmp_ps_mask(below, _mm512_set1_ps(-80.0f), _CMP_GE_OQ);
+        const __m512 weight = _mm512_maskz_mov_ps(counts, lanes_exp(below));
         _mm512_mask_storeu_ps(probabilities + k, lanes, weight);
         sum = _mm512_mask_add_ps(sum, lanes, sum, weight);
     }

@@ -13,7 +13,7 @@ from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
 from bitbert.model import kernels as kernels_module
 from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.dropout import Dropout, draw, drop_limit
-from bitbert.model.kernels import SWITCH, load_kernels, why_no_kernels
+from bitbert.model.kernels import SWITCH, Scores, load_kernels, why_no_kernels
 from bitbert.model.layers import gelu
 from bitbert.model.linear import BinarizerStatistics, BinaryLinear
 
@@ -113,6 +113,21 @@ def test_attention(use: Any, estimators: str, positions: int, dropout: float) ->
     use("native")
     # Biases of the key factors have a gradient of zero: rounding is all there is.
     assert_close(run(attention, x, bias), expected, relative=2e-5, absolute=2e-6)
+
+
+def test_masked_keys_have_no_probability_at_all(use: Any) -> None:
+    """Not a subnormal one either: products with subnormal numbers take ten times as long."""
+    use("native")
+    scores, bias = torch.randn(1, 2, 20, 20), torch.zeros(1, 1, 1, 20)
+    bias[..., 12:] = torch.finfo(torch.float32).min
+    kernels = load_kernels()
+    if kernels is None:
+        probabilities = torch.softmax(scores + bias, dim=-1)
+    else:
+        numbers = {"factor": 1.0, "inverse_root": 1.0, "step": 0.1, "limit": 0}
+        _, probabilities, _ = kernels.attend(Scores(scores, residual=None, bias=bias, random=None, **numbers))
+    assert torch.allclose(probabilities, torch.softmax(scores + bias, dim=-1), atol=1e-6)
+    assert (probabilities[..., 12:] == 0).all()
 
 
 def test_statistics_do_not_change_the_step(use: Any) -> None:
