@@ -11,4 +11,4 @@ def detach(script: str, folder: Path) -> None:
     command = [sys.executable, script, *(word for word in sys.argv[1:] if word != "--detach")]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    print(f"process {process.pid}, log {folder / 'log.txt'}")
+    print(f"process {process.pid}, log {folder / 'log.txt'}; stop it and its children: kill -- -{process.pid}")

@@ -91,9 +91,9 @@ class Series:
         config = self.configs[name]
         folder = Path(config.output)
         failed = None if (folder / FINAL).is_dir() else self._pretrain(name, config)
-        row = {"recipe": name, "failed": failed} if failed else {"recipe": name, **self._measured(folder, config)}
-        with self._lock:
-            self._rows[name] = row
+        with self._lock:  # transformers builds one model at a time
+            found = {"failed": failed} if failed else self._measured(folder, config)
+            self._rows[name] = {"recipe": name, **found}
             self._write(complete=False)
 
     def _pretrain(self, name: str, config: PretrainConfig) -> str | None:

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from bitbert.errors import UserError
 from bitbert.finetune.sequence import TextExamples
+from bitbert.model.methods import check_packable
+from bitbert.pretrain.curriculum import Curriculum
+from bitbert.pretrain.student import student_config
+from bitbert.resources import resolve
 from bitbert.tokenizer import load_tokenizer
-from tests.conftest import REPOSITORY
+from tests.conftest import MINILM, REPOSITORY
 from tests.finetune.conftest import packed_model, tiny_glue  # noqa: F401 (fixtures)
 
 
@@ -133,6 +138,11 @@ def test_the_recipes_of_the_repository_are_valid(tmp_path: Path, monkeypatch: py
     assert {config.seed for config in configs.values()} == {42}
     assert {(config.steps, config.global_batch_size) for config in configs.values()} == {(260, 32)}
     assert configs["bipft-b-published"].model.fields == {}
+    teacher = AutoConfig.from_pretrained(resolve(MINILM))
+    for config in configs.values():
+        student = student_config(config.model, teacher)
+        Curriculum(config.curriculum, student)
+        check_packable(student)
     with pytest.raises(UserError, match="--only x is not a recipe"):
         choose_recipe.read_recipes(choose_recipe.RECIPES, [], tmp_path, ["x"])
 
