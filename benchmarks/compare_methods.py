@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from background import detach
 from compare_plan import (
     METHODS,
     PRETRAINED,
@@ -231,11 +232,7 @@ def main() -> None:
     Budget.add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.detach:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, *(word for word in sys.argv[1:] if word != "--detach")]
-        with (arguments.work / "log.txt").open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        print(f"process {process.pid}, log {arguments.work / 'log.txt'}")
+        detach(__file__, arguments.work)
         return
     try:
         comparison = Comparison(Budget.of(arguments), arguments.work, arguments.json, arguments.workers)

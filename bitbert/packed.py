@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, read_json, sha256_file
 from bitbert.packable import unpackable
+from bitbert.released import find_model
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = "bitbert-packed"
@@ -200,13 +201,13 @@ def save_packed(folder: Path, model: PackedModel, card: str, *, replace: bool = 
 
 
 def load_packed(path: str | Path) -> PackedModel:
-    """Read a checkpoint; hashes are checked before any byte is interpreted.
+    """Read a checkpoint, by folder or released name; hashes are checked before any byte is interpreted.
 
     Raises:
-        UserError: the folder is not a packed checkpoint of a known version, a file was altered, or the tensors are
-            not exactly those that the config asks for.
+        UserError: the name is unknown, the folder is not a packed checkpoint of a known version, a file was altered,
+            or the tensors are not exactly those that the config asks for.
     """
-    folder = Path(path)
+    folder = find_model(path)
     if not is_packed(folder):
         raise UserError(f"{str(folder)!r} is not a packed checkpoint ({_why_not_packed(folder)}")
     _check_sums(folder)

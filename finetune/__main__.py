@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-_MODEL = "Run of bitbert-pretrain, saved model, packed checkpoint, or (with --method) full-precision BERT."
+_MODEL = (
+    "Run of bitbert-pretrain, saved or packed model, a released one's name, or (with --method) full-precision BERT."
+)
 _OVERRIDES = "Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4 tasks.cola.epochs=50."
 _TASK = "GLUE tasks: all, or some of cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli (mnli answers AX too)."
 _GLUE_DIR = "Folder with the official GLUE files (CoLA/train.tsv, ...); without it they come from the Hugging Face hub."

@@ -18,6 +18,7 @@ from bitbert.model.convert import from_full_precision
 from bitbert.model.export import unpack_model
 from bitbert.model.latent import spread_latent_weights
 from bitbert.packed import is_packed, load_packed
+from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
@@ -68,14 +69,15 @@ def open_source(name: str, method: str | None, *, spread: bool = True) -> Source
     same ones, so that seeds and runs compare.
 
     Args:
-        name: folder of a bitbert-pretrain run, of a saved model or of a packed checkpoint; or a full-precision BERT
-            (folder, package://DIST/PATH or Hugging Face id), which ``method`` binarizes without pretraining.
+        name: folder of a bitbert-pretrain run, of a saved model or of a packed checkpoint; the name of a released
+            checkpoint; or a full-precision BERT (folder, package://DIST/PATH or Hugging Face id), which ``method``
+            binarizes without pretraining.
         spread: latent weights of a packed checkpoint get spread magnitudes; False leaves every one at its scale.
 
     Raises:
         UserError: nothing usable is there, or ``method`` is given or missing where it should not be.
     """
-    path = Path(require_local_or_hub(name, "model"))
+    path = find_model(require_local_or_hub(name, "model"))
     path = path / _FINAL if (path / _FINAL).is_dir() else path
     if is_packed(path):
         _refuse_method(name, method)

@@ -12,6 +12,7 @@ from bitbert.distributed import log
 from bitbert.errors import run_door
 
 from .config import PretrainConfig
+from .head_config import TeacherHeadConfig
 from .run_folder import refuse_other_run
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
       bitbert-pretrain CONFIG [KEY=VALUE]...               run, or go on with, what CONFIG says
 
       bitbert-pretrain CONFIG --dry-run                    check, count and stop
+
+      bitbert-pretrain teacher-head CONFIG [KEY=VALUE]...  train a masked-LM head for a teacher that has none
 
       bitbert-pretrain report RUN_DIR                      curves as PNG files and one HTML page
 
@@ -100,6 +103,30 @@ def run(
     typer.echo(f"run folder: {folder}")
 
 
+@app.command("teacher-head")
+def teacher_head(
+    config: Annotated[str, typer.Argument(help="e.g. configs/pretrain/heads/minilm.yaml.", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Keys to change, e.g. steps=1000.", metavar="[KEY=VALUE]...")
+    ] = None,
+) -> None:
+    """Train a masked-LM head for a teacher that has none, on its frozen states, for loss.mlm_distillation.
+
+    Leaves OUTPUT/final, a BERT in transformers' format: the teacher as it was, and the head. Started again it goes on;
+    SIGTERM, SIGUSR1 or a file STOP end it as they end a pretraining.
+    """
+    resolved = load_config(TeacherHeadConfig, config, overrides)
+    from .preempt import EXIT_PREEMPTED, PreemptedError
+    from .teacher_head import train_teacher_head
+
+    try:
+        folder = train_teacher_head(resolved)
+    except PreemptedError as stopped:
+        log(str(stopped))
+        raise typer.Exit(EXIT_PREEMPTED) from stopped
+    typer.echo(f"teacher: {folder}")
+
+
 _RunFolder = Annotated[Path, typer.Argument(help="The folder of a run's output.", metavar="RUN_DIR")]
 
 
@@ -145,7 +172,7 @@ def main() -> None:
     run_door(lambda: app(args=arguments))
 
 
-_COMMANDS = ("run", "report", "sync", "--help")
+_COMMANDS = ("run", "teacher-head", "report", "sync", "--help")
 
 if __name__ == "__main__":
     main()

@@ -3,11 +3,8 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bitbert.accounting import shape_of
 from bitbert.distributed import Topology, detect_topology, log
@@ -28,6 +25,7 @@ from .objective import GlobalCounts, Objective, weighted_sum
 from .optim import build_optimizer
 from .phases import learning_rate_at, phase_at
 from .preempt import PreemptedError, Preemption
+from .progress import progress_bar
 from .ranks import check_replicas
 from .run import (
     Run,
@@ -108,7 +106,7 @@ class Trainer:
         """All steps that are left, then the final evaluation, checkpoint and model."""
         status: RunStatus = "FAILED"
         try:
-            with self._progress() as progress:
+            with progress_bar(enabled=self.topology.is_main) as progress:
                 task = progress.add_task("pretrain", total=self.config.steps, completed=self.step)
                 while True:
                     self.throughput.pause()
@@ -288,14 +286,3 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self.topology.is_main:
             log(message)
-
-    def _progress(self) -> Progress:
-        """A bar on a terminal; in a log the lines of the steps tell the same."""
-        console = Console(stderr=True)
-        columns: tuple[Any, ...] = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        return Progress(*columns, console=console, disable=not (self.topology.is_main and console.is_terminal))

@@ -15,7 +15,7 @@ from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 from bitbert.tracking import check_mlflow_uri
 
-from .config import PretrainConfig
+from .config import DataSection, PretrainConfig
 from .curriculum import Curriculum
 from .data import BatchMaker
 from .engine import broadcast_parameters
@@ -63,7 +63,7 @@ def check_run(config: PretrainConfig) -> Run:
     tokenizer = load_tokenizer(config.tokenizer)
     sections = config.resolved_phases()
     folders = dict.fromkeys(folder for section in sections for folder in (section.train, section.heldout))
-    phases = lay_out(sections, {folder: _open_shards(folder, tokenizer, config) for folder in folders})
+    phases = lay_out(sections, {folder: open_shards(folder, tokenizer, config.data, config.seed) for folder in folders})
     teacher = load_teacher(config.teacher, config.loss, tokenizer, config.precision)
     student = student_config(config.model, teacher.config)
     run = Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
@@ -75,8 +75,13 @@ def check_run(config: PretrainConfig) -> Run:
     return run
 
 
-def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> BatchMaker:
-    reader = ShardReader(folder, bad_shards=config.data.bad_shards)
+def open_shards(folder: str, tokenizer: Tokenizer, data: DataSection, seed: int) -> BatchMaker:
+    """Masked batches of a shard folder.
+
+    Raises:
+        UserError: the shards are damaged, or were made with another tokenizer.
+    """
+    reader = ShardReader(folder, bad_shards=data.bad_shards)
     for message in reader.skipped:
         log(f"left out: {message}")
     found = reader.tokenizer["fingerprint"]
@@ -85,7 +90,7 @@ def _open_shards(folder: str, tokenizer: Tokenizer, config: PretrainConfig) -> B
             f"shards {folder!r} were made with a tokenizer with fingerprint {found[:12]}, "
             f"the config's has {tokenizer.fingerprint[:12]}; use the shards' tokenizer or build them again"
         )
-    return BatchMaker(reader, mask_probability=config.data.mask_probability, seed=config.seed)
+    return BatchMaker(reader, mask_probability=data.mask_probability, seed=seed)
 
 
 def build_calibrated_student(run: Run, topology: Topology) -> BitBertForPreTraining:

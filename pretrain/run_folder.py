@@ -10,6 +10,7 @@ from bitbert.config import dump_config
 from bitbert.errors import UserError
 
 from .config import PretrainConfig
+from .head_config import TeacherHeadConfig
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -34,7 +35,7 @@ _MAY_CHANGE = (
 )
 
 
-def refuse_other_run(config: PretrainConfig) -> None:
+def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     """Check that the run folder is new or belongs to this config.
 
     Raises:
@@ -54,7 +55,7 @@ def refuse_other_run(config: PretrainConfig) -> None:
             )
 
 
-def claim_folder(config: PretrainConfig) -> None:
+def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:
     """Write the resolved config into the run folder.
 
     Raises:

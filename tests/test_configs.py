@@ -9,9 +9,16 @@ from bitbert.data_prep.config import DataConfig, TokenizerConfig
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.stages import MethodConfig
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.head_config import TeacherHeadConfig
 from tests.conftest import REPOSITORY
 
-CLASSES = {"data_prep": DataConfig, "pretrain": PretrainConfig, "finetune": FinetuneConfig, "methods": MethodConfig}
+CLASSES = {
+    "data_prep": DataConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "methods": MethodConfig,
+    "heads": TeacherHeadConfig,
+}
 FILES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 

@@ -11,7 +11,7 @@ from bitbert.runtime.info import describe_checkpoint
 from bitbert.runtime.streaming import predict_file
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-_MODEL_HELP = "Folder of a packed checkpoint (from bitbert-finetune or bitbert-export)."
+_MODEL_HELP = "Folder of a packed checkpoint (from bitbert-finetune or bitbert-export), or a released one's name."
 _INPUT_HELP = "File with a text a line, or two separated by a tab."
 _OUTPUT_HELP = "File of JSON lines for the answers to --input; standard output without it."
 

@@ -67,7 +67,7 @@ class Runtime:
 
     @classmethod
     def load(cls, path: str | Path, *, isa: str | None = None, num_threads: int = 1) -> "Runtime":
-        """Read and check a packed checkpoint folder.
+        """Read and check a packed checkpoint, by folder or by the name of a released one.
 
         Raises:
             UserError: see :func:`bitbert.packed.load_packed` and the class.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bitbert.packed import PackedConfig, binary_matrices, checkpoint_bytes, load_packed, tensor_specs
+from bitbert.released import find_model
 from bitbert.runtime.bitops import available_isas, choose_isa
 
 _MIB = 1 << 20
@@ -32,7 +33,7 @@ def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
         ("longest text", f"{config.max_length} tokens"),
         ("binary weights", f"{num_bits:,} bits, {num_bits / 8 / _MIB:.2f} MiB"),
         ("float values", f"{num_floats:,}, {num_floats * 4 / _MIB:.2f} MiB"),
-        ("folder", f"{checkpoint_bytes(Path(path)) / _MIB:.2f} MiB"),
+        ("folder", f"{checkpoint_bytes(find_model(path)) / _MIB:.2f} MiB"),
         (
             "operations",
             f"{num_macs / 1e9:.2f} G binary multiply-accumulates a text of {config.max_length} tokens",

@@ -118,12 +118,13 @@ def source_tree(tmp_path: Path) -> Path:
     tree.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tree)
-    for name in ("bitbert", "native", "data_prep", "pretrain", "finetune"):
+    for name in ("bitbert", "native", "data_prep", "pretrain", "finetune", "checkpoints"):
         shutil.copytree(REPOSITORY / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tree
 
 
 def test_the_wheel_is_for_any_python_of_the_platform(source_tree: Path) -> None:
+    shutil.copytree(PACKED, source_tree / "checkpoints" / "bitbert-golden")
     result = setup_py(source_tree, "bdist_wheel", "-d", "out")
     assert result.returncode == 0, result.stderr
     (wheel,) = (source_tree / "out").glob("*.whl")
@@ -131,6 +132,7 @@ def test_the_wheel_is_for_any_python_of_the_platform(source_tree: Path) -> None:
     assert "-any" not in wheel.name
     built = set(zipfile.ZipFile(wheel).namelist())
     assert "bitbert/runtime/libbitbert.so" in built
+    assert {f"bitbert/checkpoints/bitbert-golden/{file.name}" for file in PACKED.iterdir()} <= built
     assert ("bitbert/model/libbitbert_training.so" in built) == (platform.machine() == "x86_64")
 
 

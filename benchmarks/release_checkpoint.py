@@ -1,0 +1,236 @@
+"""A packed checkpoint becomes a released one, with its model card.
+
+    python benchmarks/release_checkpoint.py runs/l6/packed bitbert-l6-h384 --run runs/l6/pretrain \\
+      --teacher-license Apache-2.0 --results runs/l6/glue/results.json --sentences runs/l6/sentences.json
+
+writes checkpoints/bitbert-l6-h384: the bits of PACKED as they are, and a README.md put together from the records of the
+runs: sources and licences from the manifests of the shards, the recipe from training.json, scores from results.json and
+from what sentence_encoder.py wrote. For a task model PACKED is its packed/, --results its results.json and --run the
+pretraining that it came from.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitbert.config import check_config
+from bitbert.errors import UserError
+from bitbert.files import read_json
+from bitbert.finetune.report import results_markdown
+from bitbert.packed import PackedConfig, checkpoint_bytes, load_packed, save_packed
+from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.run import TRAINING_FILE
+from bitbert.pretrain.run_folder import FINAL
+from bitbert.resources import is_package_resource
+from bitbert.runtime.info import describe_checkpoint
+from bitbert.shards import read_manifest
+
+_NAME = re.compile(r"bitbert-[a-z0-9][a-z0-9.-]*")
+_NOT_THE_RECIPE = {"output", "data", "tokenizer", "teacher", "tracking", "device"}
+_FINETUNING_KEYS = ("learning_rate", "epochs", "batch_size", "max_length", "optimizer", "schedule", "selection")
+
+
+def write_card(
+    name: str,
+    packed: PackedConfig,
+    training: dict[str, Any],
+    *,
+    teacher_license: str,
+    results: dict[str, Any] | None = None,
+    sentences: dict[str, Any] | None = None,
+    data: list[str] | None = None,
+    description: list[tuple[str, str]],
+) -> str:
+    """The model card, in Markdown.
+
+    Args:
+        training: training.json of the pretraining; the manifests of its shards must still be there.
+        results: results.json of bitbert-finetune.
+        sentences: what sentence_encoder.py wrote.
+        data: further lines on data and licences, e.g. of a task's training set.
+        description: as :func:`bitbert.runtime.info.describe_checkpoint` gives it.
+
+    Raises:
+        UserError: shards are missing, or ``training`` is not a pretraining's.
+    """
+    config = check_config(PretrainConfig, training["config"], TRAINING_FILE)
+    task = packed.head in ("classification", "regression")
+    parts = [
+        f"# {name}",
+        f"A 1-bit BERT{' for one task' if task else ''} in BitBERT's packed format: weights, word table and "
+        "activations have one bit each.",
+        _bullets(f"{key}: {value}" for key, value in description if key not in ("folder", "instruction sets")),
+        "## Use",
+        _use(name, packed),
+        "## Data and licences",
+        _data(config, teacher_license, data or []),
+        "## Recipe",
+        _recipe(config, training, results if task else None),
+        "## Results",
+        _results(training, results, sentences),
+        "## Limits",
+        _limits(packed, task),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(name: str, packed: PackedConfig) -> str:
+    second = ' "the text after it?"' if packed.head == "nsp" else ""
+    lines = [f'    bitbert-predict {name} "a text"{second}']
+    if packed.head == "nsp":
+        lines.append(f"    bitbert-finetune {name} --task sst2 --glue-dir GLUE --output runs/sst2")
+    lines += [
+        "",
+        "    from bitbert.runtime import Runtime",
+        f'    Runtime.load("{name}").encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states',
+    ]
+    return "\n".join(lines) + "\n\nNothing is downloaded; the hashes in SHA256SUMS are checked at every load."
+
+
+def _data(config: PretrainConfig, teacher_license: str, more: list[str]) -> str:
+    sources = {}
+    for phase in config.resolved_phases():
+        for source in read_manifest(Path(phase.train))["provenance"]["sources"]:
+            sources[f"{_plain(source['source'])}: {source['license']}"] = None
+    teacher = _first_teacher(config.teacher)
+    lines = [f"pretraining text: {line}" for line in sources]
+    lines += [f"teacher, whose weights it began from and was distilled from: `{teacher}`, {teacher_license}", *more]
+    note = "Neither text nor weights of others are in this folder; their licences apply to what was learnt."
+    return f"{_bullets(lines)}\n\n{note}"
+
+
+def _plain(source: str) -> str:
+    """A source without the folders of the machine it was on."""
+    return Path(source).name if source.startswith(("/", ".")) else source
+
+
+def _first_teacher(name: str) -> str:
+    """The teacher by a name that means something elsewhere: one that got its head from us has that of its origin."""
+    record = Path(name) / TRAINING_FILE
+    if not is_package_resource(name) and record.is_file():
+        return _first_teacher(read_json(record, "teacher's record")["config"]["teacher"]) + " with our masked-LM head"
+    return _plain(name)
+
+
+def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: dict[str, Any] | None) -> str:
+    tokens = 0.0
+    for phase in config.resolved_phases():
+        manifest = read_manifest(Path(phase.train))
+        tokens += phase.steps * phase.global_batch_size * manifest["tokens"] / manifest["rows"]
+    values = config.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_THE_RECIPE)
+    parts = [
+        f"Pretrained by `bitbert-pretrain` for {training['steps']:,} steps, {tokens / 1e6:,.1f} M tokens, in rows "
+        f"of at most {training['max_length']} tokens. What differs from the defaults:",
+        _indented(values),
+    ]
+    for name, task in _tasks(finetuned).items():
+        parts += [
+            f"Finetuned on {name} by `bitbert-finetune`, without a teacher:",
+            _indented({key: task["config"][key] for key in _FINETUNING_KEYS}),
+        ]
+    return "\n\n".join(parts)
+
+
+def _results(training: dict[str, Any], results: dict[str, Any] | None, sentences: dict[str, Any] | None) -> str:
+    metrics = "; ".join(f"{key.removeprefix('eval/')} {value:.4f}" for key, value in training["final_metrics"].items())
+    parts = [f"At the end of pretraining, on held-out text: {metrics}."]
+    if results is not None:
+        shown = {key: value for key, value in results.items() if key != "submission"}
+        parts.append(results_markdown(shown).partition("\n\n")[2].strip())
+    if sentences is not None:
+        ours, teachers = (f"{100 * row['spearman']:.1f}" for row in sentences["rows"])
+        parts.append(
+            f"As a sentence encoder without finetuning, {sentences['set']}, Spearman of the cosines of mean-pooled "
+            f"states x 100: {ours}; the full-precision teacher's: {teachers}."
+        )
+    return "\n\n".join(parts)
+
+
+def _limits(packed: PackedConfig, task: bool) -> str:
+    lines = [
+        f"Texts are cut to {packed.max_length} tokens.",
+        "One bit a weight and activation costs accuracy; compare the scores above with full precision before use.",
+        "It has learnt what its text and its teacher say, errors and prejudices included; nothing was removed.",
+    ]
+    if task:
+        lines.append("It knows the labels of its task alone, and answers every text with one of them or with a score.")
+    else:
+        lines.append("The masked-LM head is not part of the packed format: it encodes, and is there to be finetuned.")
+    return _bullets(lines)
+
+
+def _tasks(results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if results is None:
+        return {}
+    return results["tasks"] if "tasks" in results else {results["title"]: results}
+
+
+def _bullets(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _indented(values: dict[str, Any]) -> str:
+    text = yaml.safe_dump(values, sort_keys=False, width=100).rstrip()
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def release(
+    packed: Path,
+    name: str,
+    run: Path,
+    checkpoints: Path,
+    *,
+    teacher_license: str,
+    results: Path | None = None,
+    sentences: Path | None = None,
+    data: list[str] | None = None,
+    replace: bool = False,
+) -> Path:
+    """Write ``checkpoints/name``; returns it.
+
+    Raises:
+        UserError: the name does not fit, something is missing or damaged, or the folder exists.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"name {name!r}, wanted one that begins with bitbert-, of small letters, digits, '-' and '.'")
+    model = load_packed(packed)
+    training = read_json(run / FINAL / TRAINING_FILE, "training record")
+    card = write_card(
+        name,
+        model.config,
+        training,
+        teacher_license=teacher_license,
+        results=None if results is None else read_json(results, "results"),
+        sentences=None if sentences is None else read_json(sentences, "sentence encoder's results"),
+        data=data,
+        description=describe_checkpoint(packed),
+    )
+    save_packed(checkpoints / name, model, card, replace=replace)
+    return checkpoints / name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packed", type=Path, help="packed checkpoint of bitbert-export or bitbert-finetune")
+    parser.add_argument("name", help="e.g. bitbert-l6-h384")
+    parser.add_argument("--run", type=Path, required=True, help="run of the pretraining")
+    parser.add_argument("--teacher-license", required=True, help="e.g. Apache-2.0")
+    parser.add_argument("--results", type=Path, help="results.json of bitbert-finetune")
+    parser.add_argument("--sentences", type=Path, help="what sentence_encoder.py wrote")
+    parser.add_argument("--data", action="append", help="a further line on data and licences; may be repeated")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--replace", action="store_true")
+    arguments = vars(parser.parse_args())
+    try:
+        folder = release(**arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"{folder}: {checkpoint_bytes(folder):,} bytes; read {folder / 'README.md'} before you commit it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The config of one training of a teacher's masked-LM head."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from bitbert.config import FrozenConfig
+
+from .config import DataSection, OptimizerSection, Positive, TrackingSection
+from .precision import Precision
+
+
+class TeacherHeadConfig(FrozenConfig):
+    """Everything that decides the run; names and meanings are those of a pretraining's config."""
+
+    output: Annotated[str, Field(description="run folder")]
+    data: DataSection
+    tokenizer: Annotated[str, Field(description="the tokenizer of the shards; shipped with the teacher")]
+    teacher: Annotated[str, Field(description="full-precision BERT without an MLM head; it is not changed")]
+    optimizer: OptimizerSection = OptimizerSection(learning_rate=1e-3, warmup_steps=100)
+    tracking: TrackingSection = TrackingSection(experiment="bitbert-teacher-head")
+    steps: Positive = 5000
+    batch_size: Annotated[int, Field(ge=1, description="rows a step")] = 32
+    seed: Annotated[int, Field(ge=0)] = 42
+    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0 = only before and after")] = 500
+    eval_rows: Positive = 1024
+    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")] = 500
+    keep_checkpoints: Positive = 2
+    precision: Annotated[Precision, Field(description="of matrix products")] = "fp32"
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        needed = self.optimizer.warmup_steps + (self.optimizer.decay_steps or 0)
+        if needed > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps and decay_steps are {needed} together, above steps {self.steps}; lower them"
+            )
+        return self

@@ -1,0 +1,154 @@
+"""The series of recipes and the sentence encoder at toy scale: they measure what they say, and resume."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoConfig
+
+from bitbert.errors import UserError
+from bitbert.finetune.sequence import TextExamples
+from bitbert.model.methods import check_packable
+from bitbert.pretrain.curriculum import Curriculum
+from bitbert.pretrain.student import student_config
+from bitbert.resources import resolve
+from bitbert.tokenizer import load_tokenizer
+from tests.conftest import MINILM, REPOSITORY
+from tests.finetune.conftest import packed_model, tiny_glue  # noqa: F401 (fixtures)
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+
+
+def test_correlations_are_of_cosines() -> None:
+    from sentence_encoder import correlations
+
+    angles = {"a": 0.0, "b": 0.2, "c": 0.9, "d": 2.0}
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.array([[3 * np.cos(angles[text]), 3 * np.sin(angles[text])] for text in texts])
+
+    pairs = TextExamples(["a", "a", "a"], ["b", "c", "d"], np.array([5.0, 3.0, 1.0], np.float32))
+    assert correlations(encode, pairs)["spearman"] == pytest.approx(1)
+    backwards = TextExamples(pairs.texts, ["d", "c", "b"], pairs.labels)
+    assert correlations(encode, backwards)["spearman"] == pytest.approx(-1)
+
+
+def test_padding_does_not_change_an_encoding(tiny_teacher: Path) -> None:
+    from sentence_encoder import teacher_encoder
+
+    encode, num_bytes = teacher_encoder(str(tiny_teacher))
+    texts = ["the king reads", "a"]
+    np.testing.assert_allclose(encode(texts)[1], encode(texts[1:])[0], atol=1e-5)
+    assert num_bytes > 4 * 32 * load_tokenizer(str(tiny_teacher)).vocab_size
+
+
+def test_the_sentence_encoder_writes_both_rows(
+    packed_model: Path,  # noqa: F811
+    tiny_teacher: Path,
+    tiny_glue: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import sentence_encoder
+
+    options = ["--teacher", str(tiny_teacher), "--glue-dir", str(tiny_glue), "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr("sys.argv", ["sentence_encoder.py", str(packed_model), *options])
+    sentence_encoder.main()
+    packed, teacher = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert packed["bytes"] < teacher["bytes"]
+    assert -1 <= packed["spearman"] <= 1
+    assert f"{100 * teacher['spearman']:.2f}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tiny_recipes(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> Path:
+    base = {
+        "data": {"train": f"{tiny_shards}/train", "heldout": f"{tiny_shards}/heldout"},
+        "tokenizer": str(tiny_teacher),
+        "teacher": str(tiny_teacher),
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "steps": 2,
+        "global_batch_size": 4,
+        "micro_batch_size": 4,
+        "eval_rows": 16,
+        "calibration_rows": 4,
+    }
+    recipes = {"broken": ["data.train=no-shards"], "channel": ["model.fields.weight_scale=channel"]}
+    path = tmp_path / "recipes.yaml"
+    path.write_text(yaml.safe_dump({"base": base, "recipes": recipes}))
+    return path
+
+
+def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
+    tiny_recipes: Path,
+    tiny_glue: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One recipe is trained already, the other cannot be: its process says why."""
+    import choose_recipe
+
+    from bitbert.pretrain.loop import pretrain
+
+    def series(*only: str) -> dict:
+        configs = choose_recipe.read_recipes(tiny_recipes, [], tmp_path / "work", list(only))
+        if not (tmp_path / "work" / "channel").exists():
+            pretrain(configs["channel"])
+        choose_recipe.Series(configs, tmp_path / "work", tmp_path / "out.json", tiny_glue).run(1)
+        return json.loads((tmp_path / "out.json").read_text())
+
+    found = series()
+    assert not found["complete"]
+    trained, failed = found["rows"]
+    assert (trained["recipe"], failed["recipe"]) == ("channel", "broken")
+    assert failed["failed"].startswith("exit code 2: error: ")
+    assert "no-shards" in failed["failed"]
+    last = [line for line in read_lines(tmp_path / "work" / "channel" / "metrics.jsonl") if "eval/mlm_loss" in line][-1]
+    assert trained["mlm_loss"] == pytest.approx(last["eval/mlm_loss"], rel=1e-4)
+    assert trained["layer_error"][-1] == pytest.approx(last["eval/hidden_error"], rel=1e-4)
+    assert len(trained["layer_error"]) == len(trained["layer_cosine"]) == 3
+    assert all(f"| {name} |" in (tmp_path / "out.md").read_text() for name in ("broken", "channel"))
+
+    def measure_again(*arguments: object) -> dict:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(choose_recipe, "measure", measure_again)
+    again = series("channel")
+    assert again["complete"]
+    assert again["rows"] == [trained]
+    with pytest.raises(UserError, match="holds a run with steps=2"):
+        choose_recipe.read_recipes(tiny_recipes, ["steps=3"], tmp_path / "work", [])
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_recipes_of_the_repository_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import choose_recipe
+
+    monkeypatch.setattr(choose_recipe, "require_local_or_hub", lambda name, what: name)
+    configs = choose_recipe.read_recipes(choose_recipe.RECIPES, [], tmp_path, [])
+    assert {config.seed for config in configs.values()} == {42}
+    assert {(config.steps, config.global_batch_size) for config in configs.values()} == {(260, 32)}
+    assert configs["bipft-b-published"].model.fields == {}
+    teacher = AutoConfig.from_pretrained(resolve(MINILM))
+    for config in configs.values():
+        student = student_config(config.model, teacher)
+        Curriculum(config.curriculum, student)
+        check_packable(student)
+    with pytest.raises(UserError, match="--only x is not a recipe"):
+        choose_recipe.read_recipes(choose_recipe.RECIPES, [], tmp_path, ["x"])
+
+
+def test_a_missing_teacher_is_said_before_anything_runs(tiny_recipes: Path, tmp_path: Path) -> None:
+    import choose_recipe
+
+    with pytest.raises(UserError, match=r"recipe broken: teacher './none' does not exist"):
+        choose_recipe.read_recipes(tiny_recipes, ["teacher=./none"], tmp_path, [])

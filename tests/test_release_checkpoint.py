@@ -1,0 +1,96 @@
+"""A release is the same bits with a card made of the runs' records, and loads by its name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.release_checkpoint import release
+from bitbert import released
+from bitbert.config import check_config
+from bitbert.errors import UserError
+from bitbert.finetune.run import run_plan
+from bitbert.finetune.source import open_source
+from bitbert.pretrain.config import PretrainConfig
+from bitbert.runtime import Runtime
+from tests.finetune.conftest import RECIPE, packed_model, pair_task  # noqa: F401 (fixtures)
+
+
+@pytest.fixture
+def run(tiny_shards: Path, tmp_path: Path) -> Path:
+    """The record of a pretraining whose teacher got its masked-LM head from us."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "training.json").write_text(json.dumps({"config": {"teacher": "some/bert"}}))
+    config = check_config(
+        PretrainConfig,
+        {
+            "output": str(tmp_path / "run"),
+            "data": {"train": f"{tiny_shards}/train", "heldout": f"{tiny_shards}/heldout"},
+            "tokenizer": "some/bert",
+            "teacher": str(teacher),
+            "model": {"method": "bipft-b"},
+            "optimizer": {"learning_rate": 0.003, "warmup_steps": 1},
+            "steps": 7,
+        },
+        "test",
+    )
+    record = {
+        "max_length": 32,
+        "steps": 7,
+        "final_metrics": {"eval/mlm_loss": 5.4321},
+        "config": config.model_dump(mode="json"),
+    }
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "final" / "training.json").write_text(json.dumps(record))
+    return tmp_path / "run"
+
+
+def test_a_release_has_its_card_and_loads_by_name(
+    packed_model: Path,  # noqa: F811
+    pair_task,  # noqa: F811
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 1, "max_train_rows": 16})
+    run_plan(open_source(str(packed_model), None), [pair_task], recipe, [0], tmp_path / "tasks", model_name="x")
+    rows = [{"model": "bits", "spearman": 0.5}, {"model": "float", "spearman": 0.8}]
+    (tmp_path / "sentences.json").write_text(json.dumps({"set": "STS-B dev", "rows": rows}))
+    checkpoints = tmp_path / "checkpoints"
+    options = {"teacher_license": "Apache-2.0", "results": tmp_path / "tasks" / "results.json"}
+    more = {"sentences": tmp_path / "sentences.json", "data": ["more: MIT"]}
+    folder = release(packed_model, "bitbert-tiny", run, checkpoints, **more, **options)
+    weights = "model.safetensors"
+    assert (folder / weights).read_bytes() == (packed_model / weights).read_bytes()
+    card = (folder / "README.md").read_text()
+    for expected in (
+        "# bitbert-tiny",
+        "bitbert-finetune bitbert-tiny --task",
+        "corpus.jsonl: not stated",
+        "`some/bert with our masked-LM head`, Apache-2.0",
+        "- more: MIT",
+        "learning_rate: 0.003",
+        "7 steps",
+        "mlm_loss 5.4321",
+        "x 100: 50.0; the full-precision teacher's: 80.0",
+        "cut to 32 tokens",
+        "| accuracy |",
+    ):
+        assert expected in card
+    assert str(tmp_path) not in card
+    monkeypatch.setattr(released, "FOLDER", checkpoints)
+    assert Runtime.load("bitbert-tiny").classify(["the king reads"])[0].label
+    with pytest.raises(UserError, match="already exists"):
+        release(packed_model, "bitbert-tiny", run, checkpoints, **options)
+
+    task = release(tmp_path / "tasks" / "seed-0" / "packed", "bitbert-tiny-task", run, checkpoints, **options)
+    card = (task / "README.md").read_text()
+    assert "without a teacher:" in card
+    assert "epochs: 1" in card
+    assert "bitbert-finetune bitbert-tiny-task" not in card
+
+
+def test_names_that_no_door_would_find_are_refused(packed_model: Path, run: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(UserError, match="wanted one that begins with bitbert-"):
+        release(packed_model, "tiny", run, tmp_path, teacher_license="MIT")
