@@ -29,6 +29,8 @@ import numpy as np
 from bench_runtime import processor
 from rich.progress import track
 
+from bitbert.memory import use_huge_pages
+
 SHAPES = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "l6-h384": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
+    use_huge_pages()  # for all three, as the trainer does for itself
     import torch
 
     torch.set_num_threads(options.threads)

@@ -7,10 +7,9 @@ from pydantic import Field, model_validator
 from bitbert.config import FrozenConfig
 from bitbert.errors import UserError
 
-from .precision import Precision
-
 RELATIONS = ("query", "key", "value")
 
+Precision = Literal["fp32", "bf16"]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 

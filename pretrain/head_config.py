@@ -6,8 +6,7 @@ from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
 
-from .config import DataSection, OptimizerSection, Positive, TrackingSection
-from .precision import Precision
+from .config import DataSection, OptimizerSection, Positive, Precision, TrackingSection
 
 
 class TeacherHeadConfig(FrozenConfig):

@@ -1,10 +1,8 @@
 """In which number format matrix products run."""
 
-from typing import Literal
-
 import torch
 
-Precision = Literal["fp32", "bf16"]
+from .config import Precision
 
 
 def products_in(precision: Precision, device: torch.device) -> torch.autocast:

@@ -14,9 +14,9 @@ from bitbert.model.taps import Projections, ProjectionTap
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import SENTENCEPIECE_FILE, WORDPIECE_FILE, Tokenizer, load_tokenizer
 
-from .config import LossSection
+from .config import LossSection, Precision
 from .data import Batch
-from .precision import Precision, products_in
+from .precision import products_in
 
 
 @dataclass(frozen=True)
