@@ -39,6 +39,8 @@ SHAPES = {
 SYSTEMS = ("ours", "hf", "published")
 VOCAB_SIZE = 30522
 MASKED_SHARE = 0.15
+START_ENVIRONMENT = dict(os.environ)
+"""What children start from: a process group leaves its address in this process's environment."""
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_dot_product")
 OPTIMIZER = ("aten::_fused_adamw", "Optimizer.step")
 
@@ -185,7 +187,8 @@ def breakdown(step: Callable[[], float]) -> dict[str, float]:
 def measure_memory(system: str, arguments: list[str]) -> float:
     """Peak MiB of a process that does two steps, above what it held before it built anything."""
     command = [sys.executable, __file__, *arguments, "--memory-of", system]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=START_ENVIRONMENT)
+    return float(result.stdout.split()[-1])
 
 
 def peak_above_imports(system: str, shape: dict[str, int], options: argparse.Namespace) -> float:
