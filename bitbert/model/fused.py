@@ -37,8 +37,7 @@ class _BinaryLinear(Function):
         center, scale = weight_statistics(weight, weight_scale)
         signs, scale = kernels.signs(weight, center.item()), scale.flatten()
         codes = codes.view(-1, x.shape[-1])
-        product = torch._int_mm(codes, signs.T)
-        y = kernels.scale_bias(product, scale * step, bias)
+        y = kernels.product(codes, signs, scale * step, bias)
         # The inputs of unsigned codes are needed for the gradient of the step, those of signed codes are not.
         ctx.save_for_backward(codes, window, signs, scale, step, shift, x if kind == "unsigned" else None)
         ctx.kernels, ctx.kind, ctx.dtype = kernels, kind, product_dtype(x)

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define BB_TRAINING_API __attribute__((visibility("default")))
-#define BB_TRAINING_ABI_VERSION 1
+#define BB_TRAINING_ABI_VERSION 2
 
 /* How an operand of a product is stored. */
 enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
@@ -54,6 +54,14 @@ BB_TRAINING_API void bb_training_signs(bb_pool *pool, const float *weight, float
 /* values (rows, width): int32 products in, float products * scale + bias out, in place. num_scales is 1 or width. */
 BB_TRAINING_API void bb_training_scale_bias(bb_pool *pool, void *values, const float *scale, size_t num_scales, const float *bias, size_t rows,
                                             size_t width);
+
+/* Whether this process may use AMX tiles of bytes, for bb_training_product. */
+BB_TRAINING_API int bb_training_tiles(void);
+
+/* out (rows, width) = (codes (rows, depth) @ signs (width, depth)^T) * scale + bias: a product and bb_training_scale_bias in
+ * one. rows and width are multiples of 32, depth is one of 64. num_scales is 1 or width. */
+BB_TRAINING_API void bb_training_product(bb_pool *pool, const int8_t *codes, const int8_t *signs, const float *scale, size_t num_scales,
+                                         const float *bias, size_t rows, size_t depth, size_t width, float *out);
 
 /* out = gradient * scale as BB_BFLOAT16 or BB_FLOAT32; dbias (width) = sum of gradient over rows. */
 BB_TRAINING_API void bb_training_upstream(bb_pool *pool, const float *gradient, const float *scale, size_t num_scales, size_t rows, size_t width,
