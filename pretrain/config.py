@@ -4,12 +4,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 from bitbert.errors import UserError
 
 RELATIONS = ("query", "key", "value")
 
-Precision = Literal["fp32", "bf16"]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 

@@ -4,9 +4,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 
-from .config import DataSection, OptimizerSection, Positive, Precision, TrackingSection
+from .config import DataSection, OptimizerSection, Positive, TrackingSection
 
 
 class TeacherHeadConfig(FrozenConfig):
