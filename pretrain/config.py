@@ -42,6 +42,13 @@ class LossSection(FrozenConfig):
     hidden: Annotated[
         float, Field(ge=0, description="mean over embedding output and layers of the hidden states' MSE")
     ] = 1.0
+    hidden_units: Annotated[
+        Literal["absolute", "teacher_variance"],
+        Field(
+            description="of the hidden states' squared differences: as published, or as shares of the variance of the "
+            "teacher's state over its units, so that every layer and token counts alike"
+        ),
+    ] = "absolute"
     nsp_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's NSP logits")] = (
         1.0
     )
