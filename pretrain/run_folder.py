@@ -82,7 +82,8 @@ def _refuse_other_rates(config: PretrainConfig | TeacherHeadConfig, old: dict[st
         raise UserError(
             f"run folder {config.output!r} has taken {taken} of steps={old['steps']}, and with steps={config.steps} "
             f"some of these updates would have another learning rate ({optimizer.schedule}); only a "
-            "warmup-stable-decay run can be lengthened or shortened, before its decay begins. Choose another output=..., or go on as it was"
+            "warmup-stable-decay run can be lengthened or shortened, before its decay begins. "
+            "Choose another output=..., or go on as it was"
         )
 
 
