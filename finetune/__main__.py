@@ -7,7 +7,7 @@ import typer
 
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import UserError, run_door
-from bitbert.memory import use_huge_pages
+from bitbert.memory import prepare_memory
 from bitbert.tracking import check_mlflow_uri
 
 from .config import FinetuneConfig
@@ -127,7 +127,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def main() -> None:
-    use_huge_pages()
+    prepare_memory()
     run_door(app)
 
 
