@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bitbert.distributed import Topology
+from bitbert.model import BitBertPreTrainedModel
 
 from .config import PretrainConfig
 from .precision import products_in
@@ -59,7 +60,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: BitBertPreTrainedModel,
         optimizer: torch.optim.Optimizer,
         config: PretrainConfig,
         topology: Topology,
@@ -106,7 +107,7 @@ class Engine:
         engine.set_train_batch_size(global_batch_size)
         engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
 
-    def change_step_sizes(self, change: Callable[[nn.Module], None]) -> None:
+    def change_step_sizes(self, change: Callable[[BitBertPreTrainedModel], None]) -> None:
         """Let ``change`` set the model's step sizes between two updates, the same on every rank; collective."""
         with self.whole_weights():
             change(self.model)

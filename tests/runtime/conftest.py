@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ ODD_SHAPE = {
 }
 """Nothing is a multiple of a word: heads of 35, rows of 105 and 70 bits."""
 
-MakePacked = Callable[..., tuple[object, PackedModel]]
+MakePacked = Callable[..., tuple[Any, PackedModel]]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def make_packed(tiny_tokenizer: Tokenizer) -> MakePacked:
     from bitbert.model.export import pack_model
 
     @cache
-    def make(method: str, spread: float = 0.1, **fields: object) -> tuple[object, PackedModel]:
+    def make(method: str, spread: float = 0.1, **fields: object) -> tuple[Any, PackedModel]:
         import torch
 
         model = tiny_model(method, "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, **fields)

@@ -31,7 +31,7 @@ def test_torch_numpy_and_native_agree(make_packed: MakePacked, estimators: str, 
     for index in range(len(ids)):
         inputs = torch.from_numpy(ids[index])[None], torch.from_numpy(types[index]).long()[None]
         with torch.no_grad():
-            logits = model(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0].numpy()  # type: ignore[operator]
+            logits = model(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0].numpy()
         np.testing.assert_allclose(logits, expected["logits"][index], atol=1e-4, rtol=0)
 
 
