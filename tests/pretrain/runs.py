@@ -13,20 +13,8 @@ from bitbert.config import load_config
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.loop import pretrain
 from bitbert.tracking import read_metrics
-from tests.conftest import REPOSITORY
 from tests.pretrain import forked
-
-SMOKE = REPOSITORY / "configs" / "pretrain" / "smoke.yaml"
-
-
-def tiny_overrides(shards: Path, teacher: Path) -> list[str]:
-    """Overrides that put the tiny teacher and shards into the smoke config."""
-    return [
-        f"data.train={shards}/train",
-        f"data.heldout={shards}/heldout",
-        f"teacher={teacher}",
-        f"tokenizer={teacher}",
-    ]
+from tests.pretrain.settings import SMOKE
 
 
 def as_killed_after(step: int, finished: Path, folder: Path) -> Path:
