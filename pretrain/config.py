@@ -4,12 +4,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 from bitbert.errors import UserError
 
 RELATIONS = ("query", "key", "value")
 
-Precision = Literal["fp32", "bf16"]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -47,6 +46,13 @@ class LossSection(FrozenConfig):
     hidden: Annotated[
         float, Field(ge=0, description="mean over embedding output and layers of the hidden states' MSE")
     ] = 1.0
+    hidden_units: Annotated[
+        Literal["absolute", "teacher_variance"],
+        Field(
+            description="of the hidden states' squared differences: as published, or as shares of the variance of the "
+            "teacher's state over its units, so that every layer and token counts alike"
+        ),
+    ] = "absolute"
     nsp_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's NSP logits")] = (
         1.0
     )

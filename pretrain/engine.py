@@ -13,9 +13,9 @@ from torch import nn
 
 from bitbert.distributed import Topology
 from bitbert.model import BitBertPreTrainedModel
+from bitbert.model.precision import products_in
 
 from .config import PretrainConfig
-from .precision import products_in
 from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 
 from .config import (
     CheckpointEvery,
@@ -12,7 +12,6 @@ from .config import (
     EvalEvery,
     OptimizerSection,
     Positive,
-    Precision,
     RunFolder,
     Seed,
     TrackingSection,

@@ -109,6 +109,14 @@ def test_same_seed_same_bits(pair_task: TaskData, saved_model: Path, tmp_path: P
     assert all(np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
+def test_bf16_learns_too_and_is_scored_in_fp32(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    training_set = dataclasses.replace(pair_task, evaluation={"train": pair_task.train})
+    summary = run(saved_model, training_set, tmp_path / "bf16", epochs=20, learning_rate=3e-3, precision="bf16")
+    assert summary["mean"]["train"]["accuracy"] > 0.75
+    run(saved_model, training_set, tmp_path / "fp32", epochs=20, learning_rate=3e-3)
+    assert not np.array_equal(classifier(tmp_path / "bf16"), classifier(tmp_path / "fp32"))
+
+
 @pytest.mark.parametrize(("selection", "pick"), [("best_epoch", max), ("last_epoch", lambda scores: scores[-1])])
 def test_selection_is_what_it_says(
     pair_task: TaskData, saved_model: Path, tmp_path: Path, selection: str, pick: Callable[[list[float]], float]
