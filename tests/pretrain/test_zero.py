@@ -118,7 +118,7 @@ def assert_close(run: Path, other: Path) -> None:
         assert torch.allclose(found[name].double(), tensor.double(), rtol=0, atol=tolerance), name
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_resumed_on_the_same_ranks_and_stage_the_bits_are_the_same(
     train: Train, whole: Callable[[int], Path], tmp_path: Path, stage: int
 ) -> None:
