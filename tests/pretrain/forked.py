@@ -13,7 +13,13 @@ from types import FrameType
 from tests.conftest import REPOSITORY
 from tests.pretrain.settings import SMOKE, distilling_overrides
 
-WRITERS = ("bitbert/files.py", "pretrain/checkpoint.py", "pretrain/tensor_file.py", "pretrain/keeper.py")
+WRITERS = (
+    "bitbert/files.py",
+    "pretrain/checkpoint.py",
+    "pretrain/manifest.py",
+    "pretrain/tensor_file.py",
+    "pretrain/keeper.py",
+)
 
 
 def warm_up() -> None:

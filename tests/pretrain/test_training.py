@@ -18,8 +18,9 @@ from bitbert.config import load_config
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.write_shards import build_shards
 from bitbert.errors import UserError
-from bitbert.files import write_json_atomically
+from bitbert.files import sha256_file, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.manifest import write_manifest
 from bitbert.pretrain.run import check_run, data_identity
 from bitbert.tracking import read_metrics
 from tests.conftest import REPOSITORY, run_module
@@ -80,13 +81,13 @@ def test_golden_losses(finished: Path) -> None:
 
 def test_run_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
+        "calibration",
         "checkpoints",
         "config.yaml",
         "environment.json",
         "final",
         "metrics.jsonl",
         "status.json",
-        "step_sizes.json",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
         "latest",
@@ -185,9 +186,11 @@ def test_signal_becomes_a_checkpoint_and_exit_code_75(settings: list[str], tmp_p
 def test_calibration_happens_once_a_run(finished: Path, settings: list[str], tmp_path: Path) -> None:
     """A start before the first checkpoint reuses the saved step sizes instead of measuring again."""
     folder = tmp_path / "restart"
-    folder.mkdir()
-    sizes = {name: value * 2 for name, value in json.loads((finished / "step_sizes.json").read_text()).items()}
-    (folder / "step_sizes.json").write_text(json.dumps(sizes))
+    shutil.copytree(finished / "calibration", folder / "calibration")
+    path = folder / "calibration" / "step_sizes.json"
+    sizes = {name: value * 2 for name, value in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(sizes))
+    write_manifest(path.parent, {path.name: sha256_file(path)})
     result = train(
         *settings,
         f"output={folder}",
