@@ -28,7 +28,6 @@ def as_killed_after(step: int, finished: Path, folder: Path) -> Path:
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
     (folder / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
-    (folder / "config.yaml").unlink()  # it names the other folder as its output
     return folder
 
 
