@@ -108,7 +108,7 @@ def train_seed(
     if not source.calibrated:
         first = next(batches(features, random.permutation(len(features)), config.batch_size, pad_id, None))
         calibrate_step_sizes(model, first)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     optimizer = build_optimizer(model, config)
     assert config.epochs is not None  # FinetuneConfig.for_task put it in place
     steps_per_epoch = -(-len(features) // config.batch_size)
