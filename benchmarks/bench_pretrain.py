@@ -39,8 +39,6 @@ SHAPES = {
 SYSTEMS = ("ours", "hf", "published")
 VOCAB_SIZE = 30522
 MASKED_SHARE = 0.15
-START_ENVIRONMENT = dict(os.environ)
-"""What children start from: a process group leaves its address in this process's environment."""
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_int_mm", "aten::_scaled_dot_product")
 OPTIMIZER = ("aten::_fused_adamw", "Optimizer.step")
 
@@ -187,7 +185,7 @@ def breakdown(step: Callable[[], float]) -> dict[str, float]:
 def measure_memory(system: str, arguments: list[str]) -> float:
     """Peak MiB of a process that does two steps, above what it held before it built anything."""
     command = [sys.executable, __file__, *arguments, "--memory-of", system]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, env=START_ENVIRONMENT)
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(result.stdout.split()[-1])
 
 
@@ -207,6 +205,8 @@ def peak_above_imports(system: str, shape: dict[str, int], options: argparse.Nam
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Times, peaks and ratios of one shape."""
+    from bitbert.pretrain import engine
+
     clock = time.process_time if options.threads == 1 else time.perf_counter
     arguments = ["--shape", name]
     for option in ("rows", "tokens", "threads", "precision"):
@@ -223,6 +223,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "peak_mib": memory,
         "breakdown": breakdown(steps["ours"]),
     }
+    engine.stop()  # the children that measure the next shape's memory start without a process group
     print(f"\n{name}, {options.rows} x {options.tokens} tokens, {options.precision}, {options.threads} thread(s)")
     for system in SYSTEMS:
         print(f"  {system:10} {seconds[system]:7.3f} s a step   {memory[system]:8.0f} MiB at the peak")

@@ -37,6 +37,7 @@ class Budget:
     learning_rates: tuple[float, ...]
     rate_task: str
     batch_size: int
+    precision: str
     pretrain_steps: int
     pretrain_batch_size: int
     pretrain_max_length: int
@@ -67,6 +68,7 @@ class Budget:
         add("--learning-rates", type=lambda text: tuple(map(float, text.split(","))), default=(1e-4, 4e-4))
         add("--rate-task", default="mrpc", help="whose held-out training rows choose the rates")
         add("--batch-size", type=int, default=32)
+        add("--precision", choices=("fp32", "bf16"), default="bf16", help="of products with floats in training")
         add("--pretrain-steps", type=int, default=1000)
         add("--pretrain-batch-size", type=int, default=32)
         add("--pretrain-max-length", type=int, default=64)
@@ -163,6 +165,7 @@ def _recipe(budget: Budget, job: Job, rate: float) -> dict[str, Any]:
         "max_length": budget.max_length.get(job.task, budget.max_length[""]),
         "max_train_rows": budget.max_train_rows.get(job.task),
         "batch_size": budget.batch_size,
+        "precision": budget.precision,
         "schedule": "linear",
         "warmup_fraction": 0.1,
         "gradient_clipping": 1.0,
@@ -197,6 +200,7 @@ def pretrain_config(budget: Budget, method: str, shards: Path, output: Path) -> 
             "warmup_steps": steps // 10,
             "gradient_clipping": 1.0,
         },
+        "precision": budget.precision,
         "steps": steps,
         "global_batch_size": budget.pretrain_batch_size,
         "micro_batch_size": min(16, budget.pretrain_batch_size),

@@ -159,7 +159,7 @@ def _sample(task: TaskData, num_rows: int) -> TaskData:
     task = dataclasses.replace(task, train=task.train.take(order))
     if task.name == "genre":  # main-forum in train is main-forums in dev
         for examples in (task.train, *task.evaluation.values()):
-            labels = examples.labels  # type: ignore[attr-defined]
+            labels = examples.labels
             labels[labels == FORUMS] = FORUM
     return task
 

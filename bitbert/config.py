@@ -8,13 +8,16 @@ Environment variables in strings (``${BITBERT_DATA}``) are expanded, ``${NAME:-d
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitbert.errors import UserError, did_you_mean
 from bitbert.files import write_text_atomically
+
+Precision = Literal["fp32", "bf16"]
+"""Number format of matrix products with floats."""
 
 
 class FrozenConfig(BaseModel):

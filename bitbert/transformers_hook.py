@@ -47,9 +47,9 @@ class _AutoFinder:
         if fullname != _AUTO:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        spec: Any = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenPatch(spec.loader)  # type: ignore[assignment]
+            spec.loader = _ThenPatch(spec.loader)
         return spec
 
 

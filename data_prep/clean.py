@@ -4,8 +4,12 @@ import re
 import string
 import unicodedata
 from functools import cache
+from typing import TYPE_CHECKING
 
 from .config import CleanConfig
+
+if TYPE_CHECKING:  # ftfy is imported only where it is used
+    from ftfy import TextFixerConfig
 
 EMPTY, TOO_SHORT, TOO_LONG = "empty", "too_short", "too_long"
 FEW_LETTERS, OTHER_SCRIPT, INVALID_UTF8 = "few_letters", "other_script", "invalid_utf8"
@@ -103,7 +107,7 @@ def _mapped_characters() -> re.Pattern[str]:
 
 
 @cache
-def _ftfy_config():  # type: ignore[no-untyped-def]  # ftfy is imported only where it is used
+def _ftfy_config() -> "TextFixerConfig":
     from ftfy import TextFixerConfig
 
     return TextFixerConfig(uncurl_quotes=False, explain=False)

@@ -1,19 +1,17 @@
 """bitbert-finetune: finetune a binary BERT on tasks, without a teacher."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
-from bitbert.errors import UserError, run_door
+from bitbert.errors import run_door
 from bitbert.memory import prepare_memory
 from bitbert.tracking import check_mlflow_uri
 
 from .config import FinetuneConfig
-
-if TYPE_CHECKING:
-    from .data import TaskData
+from .options import parse_seeds, read_tasks
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -88,42 +86,6 @@ def finetune(
     typer.echo(f"{len(seed_list)} seed(s), selection {recipe.selection}")
     typer.echo(scores_text(summary))
     typer.echo(f"everything is in {output}: results.md, results.json, results.png, and a model a seed")
-
-
-def read_tasks(
-    names: str | None, glue_dir: Path | None, train: Path | None, evaluation: Path | None
-) -> "list[TaskData]":
-    """Every task that the options name, read and checked.
-
-    Raises:
-        UserError: the options contradict one another, or a file is wrong.
-    """
-    from .glue_files import read_glue_tasks
-    from .hub import fetch_glue_tasks
-    from .own_data import read_own_task
-    from .tasks import find_tasks
-
-    if names is not None and train is None and evaluation is None:
-        tasks = find_tasks(names)
-        return fetch_glue_tasks(tasks) if glue_dir is None else read_glue_tasks(tasks, glue_dir)
-    if names is None and glue_dir is None and train is not None and evaluation is not None:
-        return [read_own_task(train, evaluation)]
-    raise UserError("give either --task (with --glue-dir, or from the hub), or both --train and --eval")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """``--seeds`` as numbers.
-
-    Raises:
-        UserError: they are not different integers of at least 0.
-    """
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {text!r}, wanted integers separated by commas, e.g. 0,1,2") from error
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise UserError(f"--seeds {text!r}, wanted different integers of at least 0")
-    return seeds
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 
 _Rate = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(ge=1)]
@@ -66,6 +66,10 @@ class FinetuneConfig(FrozenConfig):
     eval_every: Annotated[
         int, Field(ge=0, description="evaluate (and select) every so many steps; 0 = after every epoch")
     ] = 0
+    precision: Annotated[
+        Precision,
+        Field(description="of matrix products with floats while training; scores are those of fp32"),
+    ] = "fp32"
     max_train_rows: Annotated[int | None, Field(ge=1, description="train on the first rows only; for quick trials")] = (
         None
     )

@@ -46,7 +46,7 @@ class TaskData:
         """Hex SHA-256 of what is trained on and scored."""
         digest = hashlib.sha256()
         for examples in (self.train, *self.evaluation.values()):
-            for field in dataclasses.fields(examples):  # type: ignore[arg-type]
+            for field in dataclasses.fields(examples):
                 value = getattr(examples, field.name)
                 digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
         return digest.hexdigest()

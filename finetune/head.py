@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -14,7 +14,9 @@ from bitbert.tokenizer import Tokenizer
 
 
 class Examples(Protocol):
-    """A data set in file order."""
+    """A data set in file order: a dataclass of columns."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __len__(self) -> int: ...
 

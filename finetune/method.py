@@ -8,6 +8,7 @@ import typer
 from bitbert.config import load_config
 from bitbert.errors import UserError, run_door
 
+from .options import parse_seeds, read_tasks
 from .stages import MethodConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -38,7 +39,6 @@ def run_method(
     if not config or not task:
         raise UserError("--config (configs/finetune/methods/*.yaml) and --task are needed")
     recipe = load_config(MethodConfig, config, overrides)
-    from .__main__ import parse_seeds, read_tasks
     from .stage_run import run_stages
 
     seed_list, tasks = parse_seeds(seeds), read_tasks(task, glue_dir, None, None)

@@ -5,22 +5,23 @@ from typing import Any
 
 from bitbert.distributed import log
 from bitbert.errors import UserError, did_you_mean
-from bitbert.files import publish_folder, read_json, write_json_atomically, write_text_atomically
+from bitbert.files import publish_folder, write_json_atomically, write_text_atomically
 from bitbert.model.export import pack_model
 from bitbert.model.methods import check_packable
 from bitbert.model.verify import verify_packed
 from bitbert.packed import save_packed
-from bitbert.tracking import Tracker, flatten
+from bitbert.tracking import flatten
 
 from .config import FinetuneConfig
 from .data import TaskData
 from .head import Examples, run_model
 from .report import model_card, plot_scores, results_markdown
+from .seed_folder import RESULT, describe_training, read_result, track_seed
 from .source import Source
 from .statistics import SELECTIONS, averages, over_seeds
 from .submission import write_answers, zip_submission
 from .tasks import TASKS
-from .train import SELECTION_SET, EncodedTask, Loss, Trained, encode_task, show, task_loss, train_seed
+from .train import EncodedTask, Trained, encode_task, show, train_seed
 
 RESULTS = "results.json"
 
@@ -33,7 +34,6 @@ def run_plan(
     output: Path,
     *,
     model_name: str,
-    loss: Loss = task_loss,
 ) -> dict[str, Any]:
     """Finetune every task and write ``output``'s results.json, results.md and results.png.
 
@@ -53,14 +53,14 @@ def run_plan(
     for task in tasks:
         _resolve(task, config, source)
     if len(tasks) == 1:
-        summary = finetune(source, tasks[0], config, seeds, output, model_name=model_name, loss=loss)
+        summary = finetune(source, tasks[0], config, seeds, output, model_name=model_name)
         _write_results(output, summary)
         plot_scores(summary, output / "results.png")
         return summary
     summaries = {}
     for task in tasks:
         folder = output / task.name
-        summaries[task.name] = finetune(source, task, config, seeds, folder, model_name=model_name, loss=loss)
+        summaries[task.name] = finetune(source, task, config, seeds, folder, model_name=model_name)
         _write_results(folder, summaries[task.name])
         _write_results(output, _plan_summary(summaries, model_name, seeds, output))  # readable while it goes on
     summary = _plan_summary(summaries, model_name, seeds, output)
@@ -76,7 +76,6 @@ def finetune(
     output: Path,
     *,
     model_name: str,
-    loss: Loss = task_loss,
 ) -> dict[str, Any]:
     """Finetune every seed of one task, skip those that are done, and return the scores over seeds.
 
@@ -98,12 +97,12 @@ def finetune(
     results = {}
     for seed in seeds:
         folder = output / f"seed-{seed}"
-        found = _finished(folder, identity)
+        found = read_result(folder, identity)
         if found is not None:
             log(f"{task.title} seed {seed}: already done, {show(found['scores'])}")
         else:
             encoded = encoded or encode_task(task, source, config)
-            found = _run_seed(source, task, encoded, config, seed, folder, identity, loss)
+            found = _run_seed(source, task, encoded, config, seed, folder, identity)
         results[seed] = found
     caveats = list(task.caveats)
     if task.glue is not None and config.max_train_rows is not None and config.max_train_rows < len(task.train):
@@ -142,36 +141,15 @@ def _run_seed(
     seed: int,
     folder: Path,
     identity: dict[str, Any],
-    loss: Loss,
 ) -> dict[str, Any]:
-    tracker = Tracker(
-        folder,
-        mlflow_uri=config.tracking.mlflow_uri,
-        experiment=config.tracking.experiment,
-        run_name=f"{task.name}-seed-{seed}",
-        parameters=flatten({**identity, "seed": seed}),
-        resume_step=-1,  # a seed that was cut off starts again
-    )
-    try:
-        trained = train_seed(source, task, encoded, config, seed, tracker, loss)
-        result = {
-            "seed": seed,
-            "epoch": trained.epoch,
-            "step": trained.step,
-            "scores": {name: values for name, values in trained.scores.items() if name != SELECTION_SET},
-            "history": trained.history,
-            "answers": list(task.test),
-            **identity,
-        }
+    with track_seed(folder, config.tracking, f"{task.name}-seed-{seed}", seed, identity) as tracker:
+        trained = train_seed(source, task, encoded, config, seed, tracker)
+        result = describe_training(seed, trained) | {"answers": list(task.test)} | identity
         for name, examples in task.test.items():
             _answer(trained, task, examples, config, source, folder / f"{name}.tsv")
         _save_model(trained, task, source, config, folder, result)
         tracker.log(trained.step, flatten(result["scores"], "selected."))
-    except BaseException as error:
-        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.close()
-    write_json_atomically(folder / "result.json", result)  # last: its presence says that the seed is done
+    write_json_atomically(folder / RESULT, result)
     return result
 
 
@@ -208,19 +186,6 @@ def _is_packable(trained: Trained, task: TaskData) -> bool:
         log(f"{task.title}: {error}")
         return False
     return True
-
-
-def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not (folder / "result.json").is_file():
-        return None
-    found: dict[str, Any] = read_json(folder / "result.json", "finetuning result")
-    changed = [key for key, value in identity.items() if found.get(key) != value]
-    if changed:
-        raise UserError(
-            f"{str(folder)!r} holds a result with another {changed[0]} ({found.get(changed[0])!r}); "
-            "choose another --output, or remove the folder"
-        )
-    return found
 
 
 def _plan_summary(

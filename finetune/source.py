@@ -98,6 +98,27 @@ def open_source(name: str, method: str | None, *, spread: bool = True) -> Source
     return _open_full_precision(name, str(path) if path.exists() else name, method)
 
 
+def load_bert(name: str, path: str) -> transformers.BertModel:
+    """A full-precision BERT; one without a pooler gets a random one, always the same.
+
+    Args:
+        name: what the user gave, for the message.
+        path: folder or Hugging Face id.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    try:
+        return transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "give a folder or a Hugging Face id of a BERT"
+        ) from error
+
+
 def _open_full_precision(name: str, path: str, method: str | None) -> Source:
     if method is None:
         raise UserError(
@@ -105,14 +126,7 @@ def _open_full_precision(name: str, path: str, method: str | None) -> Source:
             "or give a pretrained BitBERT"
         )
     fields = preset_fields(method)
-    transformers.logging.set_verbosity_error()
-    try:
-        model = transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
-            "give a folder or a Hugging Face id of a BERT"
-        ) from error
+    model = load_bert(name, path)
     shape = {
         key: value
         for key, value in model.config.to_diff_dict().items()

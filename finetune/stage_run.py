@@ -4,21 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from bitbert.errors import UserError
-from bitbert.files import publish_folder, read_json, sha256_file, write_json_atomically, write_text_atomically
+from bitbert.files import publish_folder, sha256_file, write_json_atomically, write_text_atomically
 from bitbert.model import BitBertForSequenceClassification
 from bitbert.model.export import pack_model
 from bitbert.model.verify import verify_packed
 from bitbert.packable import unpackable
 from bitbert.packed import WEIGHTS_FILE, save_packed
-from bitbert.tracking import Tracker, flatten
 
 from .config import FinetuneConfig
 from .data import TaskData
 from .distill import Distillation
+from .seed_folder import RESULT, describe_training, read_result, track_seed
 from .source import Source
 from .stage_source import load_classifier, open_stage
 from .stages import GIVEN, MethodConfig, StageConfig
-from .train import SELECTION_SET, Trained, encode_task, task_loss, train_seed
+from .train import Trained, encode_task, task_loss, train_seed
 
 
 def run_stages(method: MethodConfig, model_name: str, task: TaskData, seed: int, output: Path) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def run_stages(method: MethodConfig, model_name: str, task: TaskData, seed: int,
             "method": stage.model_dump(mode="json", exclude={"recipe"}),
             "after": {other: results[other]["weights_sha256"] for other in earlier},
         }
-        found = _finished(folder, identity)
+        found = read_result(folder, identity)
         results[name] = found or _run_stage(name, stage, recipe, task, seed, folder, identity)
     return list(results.values())
 
@@ -71,30 +71,11 @@ def _run_stage(
         )
     teacher = stage.teacher
     loss = task_loss if teacher is None else Distillation(load_classifier(saved(teacher)), stage.distillation)
-    tracker = Tracker(
-        folder,
-        mlflow_uri=config.tracking.mlflow_uri,
-        experiment=config.tracking.experiment,
-        run_name=f"{task.name}-{name}-seed-{seed}",
-        parameters=flatten({**identity, "seed": seed}),
-        resume_step=-1,
-    )
-    try:
+    with track_seed(folder, config.tracking, f"{task.name}-{name}-seed-{seed}", seed, identity) as tracker:
         trained = train_seed(source, task, encode_task(task, source, config), config, seed, tracker, loss)
-        result = {
-            "seed": seed,
-            "epoch": trained.epoch,
-            "step": trained.step,
-            "scores": {name: values for name, values in trained.scores.items() if name != SELECTION_SET},
-            "history": trained.history,
-            **identity,
-        }
+        result = describe_training(seed, trained) | identity
         _save(trained, task, source, config, folder, result)
-    except BaseException:
-        tracker.close("FAILED")
-        raise
-    tracker.close()
-    write_json_atomically(folder / "result.json", result)
+    write_json_atomically(folder / RESULT, result)
     return result
 
 
@@ -139,15 +120,3 @@ Weights of epoch {result["epoch"]:.3g}, selection {result["config"]["selection"]
 | --- | --- | --- |
 {rows}
 {caveats}"""
-
-
-def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not (folder / "result.json").is_file():
-        return None
-    found: dict[str, Any] = read_json(folder / "result.json", "stage result")
-    changed = [key for key, value in identity.items() if found.get(key) != value]
-    if changed:
-        raise UserError(
-            f"{str(folder)!r} holds a result with another {changed[0]}; choose another --output, or remove the folder"
-        )
-    return found

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,7 +26,7 @@ from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 
 from .head import Head
-from .source import Source, open_source
+from .source import Source, load_bert, open_source
 from .stages import FULL_PRECISION, StageConfig
 
 _KEPT_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
@@ -135,15 +134,7 @@ def _split(name: str, stage: StageConfig, start: str) -> Source:
 
 def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
     path = require_local_or_hub(start, "model")
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)  # a BERT without pooler gets one: always the same
-    try:
-        bert = transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {start!r} cannot be loaded: {str(error).splitlines()[0]}; "
-            "give a folder or a Hugging Face id of a BERT"
-        ) from error
+    bert = load_bert(start, path)
     shape = {field: getattr(bert.config, field) for field in _KEPT_FIELDS}
     tensors, tokenizer = dict(bert.state_dict()), load_tokenizer(path)
     head = _saved_head(start)

@@ -1,6 +1,7 @@
 """The GLUE tasks as data: files, columns, labels, metrics, official sizes and the published number of epochs."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from bitbert.errors import UserError, did_you_mean
 
@@ -57,7 +58,15 @@ class GlueTask:
     skip_short_rows: bool = False
 
 
-def _parts(title: str, train: int | tuple[int, int], dev: int, test: int) -> dict[str, object]:
+class Parts(TypedDict):
+    """The fields of a task that name its files."""
+
+    train: Part
+    dev: tuple[Part, ...]
+    test: tuple[Part, ...]
+
+
+def _parts(title: str, train: int | tuple[int, int], dev: int, test: int) -> Parts:
     """Parts of a task with one dev and one test file."""
     low, high = train if isinstance(train, tuple) else (train, train)
     return {
@@ -70,7 +79,7 @@ def _parts(title: str, train: int | tuple[int, int], dev: int, test: int) -> dic
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _SENTENCES = ("sentence1", "sentence2")
-_MNLI = {
+_MNLI: Parts = {
     "train": Part("train", ("MNLI/train.tsv",), "train", (392702, 392702)),
     "dev": (
         Part("dev_matched", ("MNLI/dev_matched.tsv",), "validation_matched", (9815, 9815)),
@@ -91,45 +100,45 @@ TASKS: dict[str, GlueTask] = {
     for task in (
         GlueTask(
             *("cola", "CoLA", (3,), 1, _BINARY, ("matthews",), ("matthews",), 50),
-            **_parts("CoLA", 8551, 1043, 1063),  # type: ignore[arg-type]
+            **_parts("CoLA", 8551, 1043, 1063),
             test_columns=("sentence",),
             hub_columns=("sentence",),
         ),
         GlueTask(
             *("sst2", "SST-2", ("sentence",), "label", _BINARY, ("accuracy",), ("accuracy",), 10),
-            **_parts("SST-2", 67349, 872, 1821),  # type: ignore[arg-type]
+            **_parts("SST-2", 67349, 872, 1821),
         ),
         GlueTask(
             *("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BINARY, ("accuracy", "f1"), ("accuracy",), 20),
-            **_parts("MRPC", 3668, 408, 1725),  # type: ignore[arg-type]
+            **_parts("MRPC", 3668, 408, 1725),
             hub_columns=_SENTENCES,
         ),
         GlueTask(
             *("stsb", "STS-B", _SENTENCES, "score", (), ("pearson", "spearman"), ("pearson", "spearman"), 20),
-            **_parts("STS-B", 5749, 1500, 1379),  # type: ignore[arg-type]
+            **_parts("STS-B", 5749, 1500, 1379),
         ),
         GlueTask(
             *("qqp", "QQP", ("question1", "question2"), "is_duplicate", _BINARY, ("accuracy", "f1"), ("accuracy",), 6),
-            **_parts("QQP", (363846, 363870), 40430, 390965),  # type: ignore[arg-type]
+            **_parts("QQP", (363846, 363870), 40430, 390965),
             skip_short_rows=True,
         ),
         GlueTask(
             *("mnli", "MNLI", _SENTENCES, "gold_label", ("entailment", "neutral", "contradiction")),
             *(("accuracy",), ("accuracy",), 6),
-            **_MNLI,  # type: ignore[arg-type]
+            **_MNLI,
             hub_columns=("premise", "hypothesis"),
         ),
         GlueTask(
             *("qnli", "QNLI", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), ("accuracy",), 10),
-            **_parts("QNLI", 104743, 5463, 5463),  # type: ignore[arg-type]
+            **_parts("QNLI", 104743, 5463, 5463),
         ),
         GlueTask(
             *("rte", "RTE", _SENTENCES, "label", _ENTAILMENT, ("accuracy",), ("accuracy",), 20),
-            **_parts("RTE", 2490, 277, 3000),  # type: ignore[arg-type]
+            **_parts("RTE", 2490, 277, 3000),
         ),
         GlueTask(
             *("wnli", "WNLI", _SENTENCES, "label", _BINARY, ("accuracy",), ("accuracy",), 20),
-            **_parts("WNLI", 635, 71, 146),  # type: ignore[arg-type]
+            **_parts("WNLI", 635, 71, 146),
         ),
     )
 }

@@ -14,6 +14,7 @@ from bitbert.distributed import log
 from bitbert.errors import UserError
 from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.calibrate import calibrate_step_sizes
+from bitbert.model.precision import products_in
 from bitbert.tracking import Tracker, flatten
 
 from .config import FinetuneConfig
@@ -107,7 +108,7 @@ def train_seed(
     if not source.calibrated:
         first = next(batches(features, random.permutation(len(features)), config.batch_size, pad_id, None))
         calibrate_step_sizes(model, first)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     optimizer = build_optimizer(model, config)
     assert config.epochs is not None  # FinetuneConfig.for_task put it in place
     steps_per_epoch = -(-len(features) // config.batch_size)
@@ -122,7 +123,8 @@ def train_seed(
             order = random.permutation(len(features))
             for batch in batches(features, order, config.batch_size, pad_id, task.head):
                 model.train()
-                value = loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+                with products_in(config.precision, model.device):
+                    value = loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
                 losses.append(value.item())
                 if not np.isfinite(losses[-1]):
                     raise UserError(

@@ -31,18 +31,14 @@ from bitbert.files import (
     write_text_atomically,
 )
 
+from .manifest import find_damage, write_manifest
 from .tensor_file import DTYPES, TensorSpec, file_bytes, write_tensors
 from .zero import TrainingTensors
 
 FORMAT = "bitbert-training"
 FORMAT_VERSION = 2
 LATEST = "latest"
-_MODEL, _OPTIMIZER, _STATE, _MANIFEST = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
+_MODEL, _OPTIMIZER, _STATE = _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _JSON_BYTES = 2**20  # more than state.json and manifest.json will ever take
 
 
@@ -87,11 +83,7 @@ def save_checkpoint(
                 hashes = {name: write_tensors(temporary / name, specs, gathered[name]) for name, specs in files.items()}
                 write_json_atomically(temporary / _STATE, {"format": FORMAT, "format_version": FORMAT_VERSION, **state})
                 hashes[_STATE] = sha256_file(temporary / _STATE)
-                manifest = {
-                    name: {"bytes": (temporary / name).stat().st_size, "sha256": digest}
-                    for name, digest in hashes.items()
-                }
-                write_json_atomically(temporary / _MANIFEST, manifest)
+                write_manifest(temporary, hashes)
             write_text_atomically(root / LATEST, f"{folder.name}\n")
             _remove_old(root, state["step"], keep, milestone_every)
     finally:
@@ -129,7 +121,7 @@ def newest_checkpoint(root: Path, accept: Callable[[dict[str, Any]], bool] = lam
         log(f"checkpoint {named}, the latest, is missing; trying the one before")
     verified = 0
     for folder in reversed(folders):
-        problem = _problem(folder)
+        problem = find_damage(folder, _FILES)
         if problem is not None:
             log(f"checkpoint {folder.name}: {problem}; trying the one before")
             continue
@@ -219,24 +211,3 @@ def _remove_old(root: Path, step: int, keep: int, milestone_every: int) -> None:
     for folder in folders:
         if folder not in kept:
             remove_folder(folder)
-
-
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
-    try:
-        manifest = read_json(folder / _MANIFEST, "checkpoint manifest")
-    except UserError as error:
-        return str(error)
-    if not isinstance(manifest, dict):
-        return f"{_MANIFEST} is not a mapping"
-    for name in (_MODEL, _OPTIMIZER, _STATE):
-        path, entry = folder / name, manifest.get(name)
-        if not path.is_file():
-            return f"{name} is missing"
-        if not isinstance(entry, dict):
-            return f"{_MANIFEST} does not name {name}"
-        if path.stat().st_size != entry.get("bytes"):
-            return f"{name} has {path.stat().st_size:,} bytes where {_MANIFEST} says {entry.get('bytes')}"
-        if sha256_file(path) != entry.get("sha256"):
-            return f"{name} differs from its sha256"
-    return None

@@ -4,14 +4,17 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 from bitbert.errors import UserError
 
 RELATIONS = ("query", "key", "value")
 
-Precision = Literal["fp32", "bf16"]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0)]
+RunFolder = Annotated[str, Field(description="run folder")]
+EvalEvery = Annotated[int, Field(ge=0, description="steps between evaluations; 0 = only before and after")]
+CheckpointEvery = Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")]
 
 
 class DataSection(FrozenConfig):
@@ -43,6 +46,13 @@ class LossSection(FrozenConfig):
     hidden: Annotated[
         float, Field(ge=0, description="mean over embedding output and layers of the hidden states' MSE")
     ] = 1.0
+    hidden_units: Annotated[
+        Literal["absolute", "teacher_variance"],
+        Field(
+            description="of the hidden states' squared differences: as published, or as shares of the variance of the "
+            "teacher's state over its units, so that every layer and token counts alike"
+        ),
+    ] = "absolute"
     nsp_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's NSP logits")] = (
         1.0
     )
@@ -141,7 +151,7 @@ class NonFiniteSection(FrozenConfig):
 class PretrainConfig(FrozenConfig):
     """Everything that decides a run. Batch sizes are given once: accumulation follows from them."""
 
-    output: Annotated[str, Field(description="run folder")]
+    output: RunFolder
     data: DataSection
     tokenizer: Annotated[str, Field(description="the tokenizer of the shards; shipped with the model")]
     teacher: Annotated[str, Field(description="full-precision BERT: folder, package://DIST/PATH or Hugging Face id")]
@@ -160,10 +170,10 @@ class PretrainConfig(FrozenConfig):
     steps: Annotated[int, Field(ge=1, description="with phases: their sum, which may be left out")] = 500_000
     global_batch_size: Annotated[int, Field(ge=1, description="sequences a step, over all ranks")] = 512
     micro_batch_size: Annotated[int, Field(ge=1, description="sequences a rank at a time")] = 64
-    seed: Annotated[int, Field(ge=0)] = 42
-    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0 = only before and after")] = 1000
+    seed: Seed = 42
+    eval_every: EvalEvery = 1000
     eval_rows: Positive = 1024
-    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")] = 1000
+    checkpoint_every: CheckpointEvery = 1000
     keep_checkpoints: Positive = 2
     milestone_every: Annotated[
         int, Field(ge=0, description="checkpoints at multiples of it are kept for ever; 0 = none")

@@ -2,10 +2,8 @@
 
 from itertools import pairwise
 
-from torch import nn
-
 from bitbert.errors import UserError
-from bitbert.model import BitBertConfig
+from bitbert.model import BitBertConfig, BitBertPreTrainedModel
 from bitbert.model.calibrate import set_activation_bits
 
 from .config import CurriculumStage
@@ -42,7 +40,7 @@ class Curriculum:
         """Bits of the update number ``step`` (0-based)."""
         return next((stage.activation_bits for stage in self._stages if step < stage.until), self._final)
 
-    def restore(self, model: nn.Module, step: int) -> None:
+    def restore(self, model: BitBertPreTrainedModel, step: int) -> None:
         """Give a model whose step sizes are those after ``step`` updates the bits that belong to them."""
         set_activation_bits(model, self.bits(max(0, step - 1)), rescale=False)
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from bitbert.distributed import Topology
+from bitbert.model import BitBertPreTrainedModel
+from bitbert.model.precision import products_in
 
 from .config import PretrainConfig
-from .precision import products_in
 from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 
@@ -24,13 +25,17 @@ def start(topology: Topology, device: str, timeout_s: float) -> torch.device:
 
     DeepSpeed's CPU backend compiles an extension at the first start (a minute or two, behind a lock that all
     programs share). Gloo does its work; the extension is declared unavailable.
+
+    Torch and DeepSpeed read environment variables; :func:`stop` restores what they were before.
     """
-    os.environ.update(topology.environment())
+    wanted = topology.environment() | {"DS_LOG_LEVEL": os.environ.get("DS_LOG_LEVEL", "warning")}
     if topology.master_port == 0:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        wanted["MASTER_PORT"] = str(_free_port())
     if device == "cpu" or not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+        wanted["DS_ACCELERATOR"] = "cpu"
+    for name in wanted:
+        _found.setdefault(name, os.environ.get(name))
+    os.environ.update(wanted)
     # DeepSpeed calls collectives by names that torch has renamed: a warning at every step of stage 3.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     import deepspeed
@@ -47,6 +52,8 @@ def start(topology: Topology, device: str, timeout_s: float) -> torch.device:
     return torch.device(accelerator.current_device_name())
 
 
+_found: dict[str, str | None] = {}
+"""Environment variables as :func:`start` found them; None = it was not set."""
 _GRACE_S = 30  # the watchdog's sentence comes before what the communication library has to say
 _BUCKET_ELEMENTS = 50_000_000  # ZeRO allocates a bucket at each backward pass: 200 MB instead of its default 2 GB
 
@@ -59,7 +66,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: BitBertPreTrainedModel,
         optimizer: torch.optim.Optimizer,
         config: PretrainConfig,
         topology: Topology,
@@ -109,7 +116,7 @@ class Engine:
         engine.set_train_batch_size(global_batch_size)
         engine.micro_steps = 0  # DeepSpeed finds an update's last micro-batch by counting from the start
 
-    def change_step_sizes(self, change: Callable[[nn.Module], None]) -> None:
+    def change_step_sizes(self, change: Callable[[BitBertPreTrainedModel], None]) -> None:
         """Let ``change`` set the model's step sizes between two updates, the same on every rank; collective."""
         with self.whole_weights():
             change(self.model)
@@ -172,10 +179,21 @@ def broadcast_parameters(model: nn.Module, topology: Topology) -> None:
 
 
 def stop() -> None:
-    """Leave the process group after a run that ended well."""
+    """Leave the process group after a run that ended well, and restore the environment."""
     import deepspeed.comm as comm
 
     comm.destroy_process_group()
+    restore_environment()
+
+
+def restore_environment() -> None:
+    """Make the environment what :func:`start` found; after a failure, when leaving the group could wait for ever."""
+    while _found:
+        name, value = _found.popitem()
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, Any]:

@@ -4,15 +4,24 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from bitbert.config import FrozenConfig
+from bitbert.config import FrozenConfig, Precision
 
-from .config import DataSection, OptimizerSection, Positive, Precision, TrackingSection
+from .config import (
+    CheckpointEvery,
+    DataSection,
+    EvalEvery,
+    OptimizerSection,
+    Positive,
+    RunFolder,
+    Seed,
+    TrackingSection,
+)
 
 
 class TeacherHeadConfig(FrozenConfig):
     """Everything that decides the run; names and meanings are those of a pretraining's config."""
 
-    output: Annotated[str, Field(description="run folder")]
+    output: RunFolder
     data: DataSection
     tokenizer: Annotated[str, Field(description="the tokenizer of the shards; shipped with the teacher")]
     teacher: Annotated[str, Field(description="full-precision BERT without an MLM head; it is not changed")]
@@ -20,10 +29,10 @@ class TeacherHeadConfig(FrozenConfig):
     tracking: TrackingSection = TrackingSection(experiment="bitbert-teacher-head")
     steps: Positive = 5000
     batch_size: Annotated[int, Field(ge=1, description="rows a step")] = 32
-    seed: Annotated[int, Field(ge=0)] = 42
-    eval_every: Annotated[int, Field(ge=0, description="steps between evaluations; 0 = only before and after")] = 500
+    seed: Seed = 42
+    eval_every: EvalEvery = 500
     eval_rows: Positive = 1024
-    checkpoint_every: Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")] = 500
+    checkpoint_every: CheckpointEvery = 500
     keep_checkpoints: Positive = 2
     precision: Annotated[Precision, Field(description="of matrix products")] = "fp32"
 

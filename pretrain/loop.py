@@ -56,9 +56,13 @@ def pretrain(config: PretrainConfig) -> Path:
     run = check_run(config)
     if topology.is_main:
         claim_folder(config)
-    with lost_ranks_named(topology):
-        trainer = Trainer(run, topology, preemption)
-        trainer.train()
+    try:
+        with lost_ranks_named(topology):
+            trainer = Trainer(run, topology, preemption)
+            trainer.train()
+    except BaseException:
+        engine_module.restore_environment()
+        raise
     engine_module.stop()
     return run.folder
 

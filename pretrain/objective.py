@@ -8,7 +8,7 @@ by the count of the whole global batch, so the loss does not depend on how the b
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def pretraining_terms(
         terms["nsp"] = cross_entropy(nsp_logits, batch.next_sentence_label, reduction="sum") / counts.rows
     if config.hidden:
         terms["hidden"] = hidden_state_loss(
-            student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens
+            student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens, config.hidden_units
         )
     if config.nsp_distillation:
         assert teacher.nsp_logits is not None  # Teacher.load refuses a teacher without the head
@@ -104,7 +104,11 @@ def weighted_sum(terms: dict[str, Tensor], config: LossSection) -> Tensor:
 
 
 def hidden_state_loss(
-    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention_mask: Tensor, num_tokens: float
+    student: tuple[Tensor, ...],
+    teacher: tuple[Tensor, ...],
+    attention_mask: Tensor,
+    num_tokens: float,
+    units: Literal["absolute", "teacher_variance"] = "absolute",
 ) -> Tensor:
     """(1 / (L + 1)) sum over the embedding output and L layers of the mean squared difference of the states.
 
@@ -112,9 +116,14 @@ def hidden_state_loss(
         student, teacher: L + 1 tensors (batch, positions, hidden).
         attention_mask: (batch, positions); positions with 0 (padding) do not count. The published loss counts them.
         num_tokens: what to average over, besides the hidden width.
+        units: ``teacher_variance`` divides each token's squared differences by the variance of the teacher's state of
+            that token over its hidden units; a token's own, so the loss does not depend on the layout of the batch.
     """
     mask = attention_mask.unsqueeze(-1).to(student[0].dtype)
-    squares = [((ours - theirs).square() * mask).sum() for ours, theirs in zip(student, teacher, strict=True)]
+    squares = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        weights = mask if units == "absolute" else mask / theirs.var(-1, correction=0, keepdim=True)
+        squares.append(((ours - theirs).square() * weights).sum())
     return torch.stack(squares).sum() / (len(student) * num_tokens * student[0].shape[-1])
 
 

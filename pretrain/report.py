@@ -5,6 +5,7 @@ import html
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def write_report(folder: Path, output: Path) -> Path:
     curves = draw_curves(series)
     output.mkdir(parents=True, exist_ok=True)
     for curve in curves:
-        write_atomically(output / f"{curve.name}.png", lambda path, png=curve.png: path.write_bytes(png))  # type: ignore[misc]
+        write_atomically(output / f"{curve.name}.png", partial(Path.write_bytes, data=curve.png))
     write_text_atomically(output / PAGE, _page(folder, lines, series, curves))
     return output / PAGE
 

@@ -11,6 +11,7 @@ from bitbert.errors import UserError
 
 from .config import PretrainConfig
 from .head_config import TeacherHeadConfig
+from .schedule import learning_rate
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -19,6 +20,7 @@ STOP_FILE = "STOP"
 """Whoever creates this file ends the run within a step, with a checkpoint; the run removes it."""
 
 _MAY_CHANGE = (
+    "output",  # a copied or moved folder is the same run
     "tracking",
     "keep_checkpoints",
     "milestone_every",
@@ -38,21 +40,56 @@ _MAY_CHANGE = (
 def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     """Check that the run folder is new or belongs to this config.
 
+    ``steps`` may change as long as that changes no rate of an update that was taken, which is what the
+    warmup-stable-decay schedule is for: lengthen a run, or copy its folder and let the copy decay early.
+
     Raises:
         UserError: the folder holds a run with another config.
     """
     path = Path(config.output) / CONFIG_FILE
     if path.exists():
-        recorded = _identity(yaml.safe_load(path.read_text(encoding="utf-8")))
-        wanted = _identity(config.model_dump(mode="json"))
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recorded, wanted = _identity(old), _identity(config.model_dump(mode="json"))
         changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
-        if changed:
+        if changed == ["steps"] and not recorded["phases"]:
+            _refuse_other_rates(config, old)
+        elif changed:
             key = changed[0]
             raise UserError(
                 f"run folder {config.output!r} holds a run with {key}={json.dumps(recorded.get(key))}, "
                 f"this config says {json.dumps(wanted.get(key))}; "
                 "choose another output=..., or remove the folder"
             )
+
+
+def _refuse_other_rates(config: PretrainConfig | TeacherHeadConfig, old: dict[str, Any]) -> None:
+    taken = newest_step(Path(config.output))
+    optimizer = config.optimizer
+
+    def last_rate(total_steps: int) -> float:
+        return learning_rate(
+            taken - 1,
+            schedule=optimizer.schedule,
+            peak=optimizer.learning_rate,
+            warmup_steps=optimizer.warmup_steps,
+            total_steps=total_steps,
+            decay_steps=optimizer.decay_steps,
+            floor=optimizer.floor,
+        )
+
+    # Rates fall once they fall, so that updates before the last one agree too.
+    if taken > config.steps or (taken and last_rate(old["steps"]) != last_rate(config.steps)):
+        raise UserError(
+            f"run folder {config.output!r} has taken {taken} of steps={old['steps']}, and with steps={config.steps} "
+            f"some of these updates would have another learning rate ({optimizer.schedule}); only a "
+            "warmup-stable-decay run can be lengthened or shortened, before its decay begins. "
+            "Choose another output=..., or go on as it was"
+        )
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a run folder, whether it is sound or not; 0 without one."""
+    return max((int(path.name.removeprefix("step-")) for path in (folder / CHECKPOINTS).glob("step-*")), default=0)
 
 
 def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:

@@ -6,16 +6,19 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from bitbert.distributed import log
 from bitbert.errors import UserError
-from bitbert.files import read_json, write_json_atomically
+from bitbert.files import finish_publishing, publish_folder, read_json, sha256_file, write_json_atomically
 from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForPreTraining, preset_fields
 from bitbert.model.convert import from_full_precision, mark_calibrated
 
 from .config import ModelSection
+from .manifest import find_damage, write_manifest
 from .teacher import Teacher
 
 _TEACHER_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
-STEP_SIZES_FILE = "step_sizes.json"
+CALIBRATION = "calibration"
+_STEP_SIZES = "step_sizes.json"
 
 
 def student_config(section: ModelSection, teacher_config: object) -> BitBertConfig:
@@ -48,20 +51,28 @@ def build_student(config: BitBertConfig, teacher: Teacher, seed: int) -> BitBert
 
 
 def save_step_sizes(model: nn.Module, folder: Path) -> None:
-    """Write all step sizes as JSON; float32 values survive exactly."""
-    write_json_atomically(folder / STEP_SIZES_FILE, {name: parameter.item() for name, parameter in _step_sizes(model)})
+    """Write all step sizes to the run folder, as JSON with a hash; float32 values survive exactly."""
+    finish_publishing(folder, CALIBRATION)
+    with publish_folder(folder / CALIBRATION, replace=True) as temporary:
+        path = temporary / _STEP_SIZES
+        write_json_atomically(path, {name: parameter.item() for name, parameter in _step_sizes(model)})
+        write_manifest(temporary, {_STEP_SIZES: sha256_file(path)})
 
 
 @torch.no_grad()
 def load_step_sizes(model: nn.Module, folder: Path) -> bool:
-    """Set step sizes saved by an earlier start of the same run; False when there are none.
+    """Set step sizes saved by an earlier start of the same run; False when there are none, or damaged ones.
 
     Raises:
         UserError: the file belongs to another model.
     """
-    path = folder / STEP_SIZES_FILE
-    if not path.exists():
+    if not (folder / CALIBRATION).exists():
         return False
+    damage = find_damage(folder / CALIBRATION, [_STEP_SIZES])
+    if damage is not None:
+        log(f"{CALIBRATION}: {damage}; calibrating again")
+        return False
+    path = folder / CALIBRATION / _STEP_SIZES
     saved, parameters = read_json(path, "step sizes"), dict(_step_sizes(model))
     if set(saved) != set(parameters):
         raise UserError(

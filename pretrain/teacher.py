@@ -9,14 +9,15 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, BertForPreTraining
 
+from bitbert.config import Precision
 from bitbert.errors import UserError
+from bitbert.model.precision import products_in
 from bitbert.model.taps import Projections, ProjectionTap
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import SENTENCEPIECE_FILE, WORDPIECE_FILE, Tokenizer, load_tokenizer
 
-from .config import LossSection, Precision
+from .config import LossSection
 from .data import Batch
-from .precision import products_in
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from transformers import BertForPreTraining
 from bitbert.distributed import Topology, detect_topology, log
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
+from bitbert.model.precision import products_in
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 from bitbert.tracking import RunStatus, Tracker, check_mlflow_uri, flatten
@@ -29,7 +30,6 @@ from .data import Batch, BatchMaker
 from .evaluate import EVALUATION_EPOCH
 from .head_config import TeacherHeadConfig
 from .optim import build_optimizer
-from .precision import products_in
 from .preempt import PreemptedError, Preemption
 from .progress import progress_bar
 from .run import TRAINING_FILE, open_shards

@@ -1,5 +1,6 @@
 """Self-attention on bits, with BiPFT's low-rank estimators of what binarizing Q, K and V loses."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,6 +65,40 @@ ATTENTIONS = {"softmax": (_softmax, "unsigned"), "bi": (_identity, "bool"), "bi_
 """What becomes of the scores before they are binarized, and the kind of binarizer."""
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What the attended bits are made of.
+
+    Attributes:
+        projected: queries, keys and values before they are binarized, (batch, positions, hidden) each.
+        residual: E, (batch, sets, positions, positions), or None.
+        bias: (batch, 1, 1, positions), or None.
+        random, limit: int16 of the scores' shape, and below which of them a bit is dropped; None and 0 for no dropout.
+    """
+
+    projected: list[Tensor]
+    residual: Tensor | None
+    bias: Tensor | None
+    random: Tensor | None
+    limit: int
+
+
+@dataclass(frozen=True)
+class _Attended:
+    """Operands of the last product: codes, and the step that each code stands for.
+
+    Attributes:
+        bits: A / a_p, (batch, heads, positions, positions), 0 where dropped.
+        values: sign(V), (batch, heads, positions, head_size).
+        bit_step, value_step: a_p and a_v, (1,).
+    """
+
+    bits: Tensor
+    bit_step: Tensor
+    values: Tensor
+    value_step: Tensor
+
+
 class BinarySelfAttention(nn.Module):
     """Multi-head self-attention whose four products have 1-bit operands.
 
@@ -106,60 +141,41 @@ class BinarySelfAttention(nn.Module):
         """
         projected = [projection(hidden_states) for projection in (self.query, self.key, self.value)]
         score_residual, value_residual = (None, None) if self.estimator is None else self.estimator(hidden_states)
-        random, limit = self._draw_dropout(hidden_states)
+        inputs = _Inputs(projected, score_residual, attention_bias, *self._draw_dropout(hidden_states))
         kernels = self._kernels_for(hidden_states)
-        if kernels is not None:
-            values, steps, attended = self._attend_fused(
-                kernels, projected, score_residual, attention_bias, random, limit
-            )
-        else:
-            values, steps, attended = self._attend(projected, score_residual, attention_bias, random, limit)
-        value_step, probability_step = steps
+        attended = self._attend(inputs) if kernels is None else self._attend_fused(kernels, inputs)
 
         # Dropped bits are 0; what is kept grows by 1 / (1 - p) after the product, which stays one of integers.
-        if random is not None:
-            probability_step = probability_step / (1 - self.dropout_probability)
-        context = (attended @ values) * (probability_step * value_step)
+        bit_step = attended.bit_step
+        if inputs.random is not None:
+            bit_step = bit_step / (1 - self.dropout_probability)
+        context = (attended.bits @ attended.values) * (bit_step * attended.value_step)
         if value_residual is not None:
-            context = context + (attended @ value_residual) * probability_step
+            context = context + (attended.bits @ value_residual) * bit_step
         batch, _, positions, _ = context.shape
         context = context.transpose(1, 2).reshape(batch, positions, -1)
-        return context, attended * probability_step if output_attentions else None
+        probabilities = attended.bits * bit_step if output_attentions else None
+        return context, probabilities
 
-    def _attend(
-        self,
-        projected: list[Tensor],
-        score_residual: Tensor | None,
-        attention_bias: Tensor | None,
-        random: Tensor | None,
-        limit: int,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """Value codes, the steps of values and probabilities, and the attended bits."""
+    def _attend(self, inputs: _Inputs) -> _Attended:
         binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer)
         (queries, query_step), (keys, key_step), (values, value_step) = (
-            binarizer(self._split_heads(x)) for binarizer, x in zip(binarizers, projected, strict=True)
+            binarizer(self._split_heads(x)) for binarizer, x in zip(binarizers, inputs.projected, strict=True)
         )
         scores = (queries @ keys.transpose(-1, -2)) * (query_step * key_step)
-        if score_residual is not None:
-            scores = scores + score_residual
+        if inputs.residual is not None:
+            scores = scores + inputs.residual
         scores = scores / self.head_size**0.5
-        if attention_bias is not None:
-            scores = scores + attention_bias
-        attended, probability_step = self.probability_binarizer(self.weigh(scores))
-        if random is not None:
-            attended = attended * (random >= limit)
-        return values, (value_step, probability_step), attended
+        if inputs.bias is not None:
+            scores = scores + inputs.bias
+        bits, bit_step = self.probability_binarizer(self.weigh(scores))
+        if inputs.random is not None:
+            bits = bits * (inputs.random >= inputs.limit)
+        return _Attended(bits, bit_step, values, value_step)
 
-    def _attend_fused(
-        self,
-        kernels: Kernels,
-        projected: list[Tensor],
-        score_residual: Tensor | None,
-        attention_bias: Tensor | None,
-        random: Tensor | None,
-        limit: int,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    def _attend_fused(self, kernels: Kernels, inputs: _Inputs) -> _Attended:
         """The same on the native kernels."""
+        projected = inputs.projected
         longest_sum = max(self.head_size, projected[0].shape[1])
         dtype = product_dtype(projected[0]) if longest_sum <= EXACT_IN_BFLOAT16 else torch.float32
         binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer)
@@ -168,22 +184,22 @@ class BinarySelfAttention(nn.Module):
             self._split_heads(signed_codes(kernels, x, step, dtype)) for x, step in zip(projected, steps, strict=True)
         )
         batch, heads, positions, _ = queries.shape
-        probability_step = step_size(self.probability_binarizer.alpha, batch * heads * positions**2)
-        attended, probabilities = attend(
+        bit_step = step_size(self.probability_binarizer.alpha, batch * heads * positions**2)
+        bits, probabilities = attend(
             kernels,
             queries,
             keys,
             steps[0] * steps[1],
-            score_residual,
-            attention_bias,
-            probability_step,
+            inputs.residual,
+            inputs.bias,
+            bit_step,
             inverse_root=self.head_size**-0.5,
-            random=random,
-            limit=limit,
+            random=inputs.random,
+            limit=inputs.limit,
         )
         if self.probability_binarizer.monitor is not None:
-            self.probability_binarizer.monitor.observe(probabilities, probability_step)
-        return values, (steps[2], probability_step), attended
+            self.probability_binarizer.monitor.observe(probabilities, bit_step)
+        return _Attended(bits, bit_step, values, steps[2])
 
     def _kernels_for(self, x: Tensor) -> Kernels | None:
         binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer, self.probability_binarizer)

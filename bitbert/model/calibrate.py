@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitbert.errors import UserError
 from bitbert.model.levels import check_activation_bits, level_range
 from bitbert.model.linear import Binarizer
+from bitbert.model.modeling import BitBertPreTrainedModel
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def calibrate_step_sizes(model: nn.Module, inputs: Mapping[str, Tensor]) -> None
 
 
 @torch.no_grad()
-def set_activation_bits(model: nn.Module, bits: int, *, rescale: bool = True) -> None:
+def set_activation_bits(model: BitBertPreTrainedModel, bits: int, *, rescale: bool = True) -> None:
     """Change the bits of all activations of a model in training, as a curriculum from 8 or 4 bits to 1 does.
 
     Step sizes are rescaled by sqrt(Q_p before / Q_p now), the ratio of their initial rule, so that the curriculum
@@ -58,4 +59,4 @@ def set_activation_bits(model: nn.Module, bits: int, *, rescale: bool = True) ->
         if rescale and binarizer.steps == "learned":
             binarizer.alpha.mul_((before / now) ** 0.5)
         binarizer.bits = bits
-    model.config.activation_bits = bits  # type: ignore[union-attr]
+    model.config.activation_bits = bits

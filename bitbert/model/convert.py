@@ -103,10 +103,11 @@ def from_reference(tensors: dict[str, Tensor], method: str, config: dict[str, An
     """
     if method not in _UNUSED:
         raise UserError(f"reference method {method!r} is not known; wanted 'bipft', 'bit' or 'bibert'")
-    preset, model_class = method, BitBertForSequenceClassification
+    preset = method
+    model_class: type[BitBertPreTrainedModel] = BitBertForSequenceClassification
     if method == "bipft":
         preset = "bipft-b" if any(".q_p." in name for name in tensors) else "bipft-a"
-        model_class = BitBertForPreTraining  # type: ignore[assignment]
+        model_class = BitBertForPreTraining
     bit_config = BitBertConfig(**{**preset_fields(preset), **config})
     model = model_class(bit_config)
     used = {name: tensor for name, tensor in tensors.items() if not name.endswith(_UNUSED[method])}

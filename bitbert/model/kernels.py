@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bitbert.errors import UserError
+from bitbert.shared_library import load_shared_library
 
 LIBRARY = Path(__file__).with_name("libbitbert_training.so")
 SWITCH = "BITBERT_TRAINING_KERNELS"
@@ -241,18 +242,12 @@ def load_kernels() -> Kernels | None:
     switch = os.environ.get(SWITCH, "native")
     if switch not in ("native", "torch"):
         raise UserError(f"{SWITCH} is {switch!r}, wanted 'native' or 'torch'")
-    if switch == "torch" or not LIBRARY.is_file():
+    if switch == "torch":
         return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        raise UserError(
-            f"native library {str(LIBRARY)!r} cannot be loaded ({error}); install bitbert again, or set {SWITCH}=torch"
-        ) from error
-    found = library.bb_training_abi_version()
-    if found != _ABI_VERSION:
-        raise UserError(f"{str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; install bitbert again")
-    return Kernels(library) if library.bb_training_supported() else None
+    library = load_shared_library(
+        LIBRARY, version_function="bb_training_abi_version", version=_ABI_VERSION, otherwise=f"set {SWITCH}=torch"
+    )
+    return Kernels(library) if library is not None and library.bb_training_supported() else None
 
 
 def why_no_kernels() -> str | None:

@@ -64,6 +64,10 @@ class BitBertPreTrainedModel(PreTrainedModel):
         freeze_fixed(model, model.config)
         return loaded
 
+    def _returns_dict(self, options: dict[str, Any]) -> bool:
+        """Take ``return_dict`` out of a call's options; None and its absence mean the config's."""
+        return _flag(options.pop("return_dict", None), self.config.return_dict)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, BinaryLinear):
@@ -177,9 +181,7 @@ class BitBertForPreTraining(_WithMaskedLMHead):
         masked_positions: Tensor | None = None,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        **options: Any,
     ) -> PreTrainingOutput | tuple[Any, ...]:
         """
         Args:
@@ -187,15 +189,10 @@ class BitBertForPreTraining(_WithMaskedLMHead):
                 widest product of the model, then runs on these only.
             labels: token ids, -100 where not masked; (batch, positions), or (num_masked,) with ``masked_positions``.
             next_sentence_label: (batch,), 0 = B follows A, 1 = random.
+            options: ``output_hidden_states``, ``output_attentions`` and ``return_dict``.
         """
-        output = self.bitbert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+        return_dict = self._returns_dict(options)
+        output = self.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
         hidden = output.last_hidden_state
         if masked_positions is not None:
             hidden = hidden.flatten(0, 1)[masked_positions]
@@ -211,123 +208,122 @@ class BitBertForPreTraining(_WithMaskedLMHead):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-        return result if _flag(return_dict, self.config.return_dict) else result.to_tuple()
+        return result if return_dict else result.to_tuple()
 
 
-class BitBertForMaskedLM(_WithMaskedLMHead):
-    """Masked-LM head on the binary encoder."""
+class _LabelledModel(BitBertPreTrainedModel):
+    """An encoder and one head with one kind of labels; subclasses say what the head computes, and its loss."""
+
+    output_class: type[ModelOutput]
 
     def __init__(self, config: BitBertConfig) -> None:
         super().__init__(config)
         self.bitbert = BitBertModel(config)
+
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        raise NotImplementedError
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """
+        Args:
+            labels: as the class says; without them there is no loss.
+            options: ``output_hidden_states``, ``output_attentions`` and ``return_dict``.
+        """
+        return_dict = self._returns_dict(options)
+        output = self.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
+        logits = self.compute_logits(output)
+        result = self.output_class(
+            loss=None if labels is None else self.compute_loss(logits, labels),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+
+class BitBertForMaskedLM(_LabelledModel, _WithMaskedLMHead):
+    """Masked-LM head on the binary encoder; labels are token ids (batch, positions), -100 where not masked."""
+
+    output_class = MaskedLMOutput
+
+    def __init__(self, config: BitBertConfig) -> None:
+        super().__init__(config)
         self.mlm_head = MaskedLMHead(config)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> MaskedLMOutput | tuple[Any, ...]:
-        """labels: (batch, positions), token ids or -100."""
-        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
-        logits = self.mlm_head(output.last_hidden_state)
-        loss = None if labels is None else _token_loss(logits, labels)
-        result = MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
-        return result if return_dict else result.to_tuple()
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        return self.mlm_head(output.last_hidden_state)
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return _token_loss(logits, labels)
 
 
-class BitBertForNextSentencePrediction(BitBertPreTrainedModel):
-    """Next-sentence head on the pooled output; class 0 = B follows A."""
+class BitBertForNextSentencePrediction(_LabelledModel):
+    """Next-sentence head on the pooled output; labels (batch,), 0 = B follows A, 1 = random."""
+
+    output_class = NextSentencePredictorOutput
 
     def __init__(self, config: BitBertConfig) -> None:
         super().__init__(config)
-        self.bitbert = BitBertModel(config)
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> NextSentencePredictorOutput | tuple[Any, ...]:
-        """labels: (batch,), 0 or 1."""
-        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
-        logits = self.nsp_head(output.pooler_output)
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        result = NextSentencePredictorOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
-        return result if return_dict else result.to_tuple()
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        return self.nsp_head(output.pooler_output)
 
 
-class BitBertForSequenceClassification(BitBertPreTrainedModel):
-    """Dropout and a full-precision linear classifier on the pooled output; one label = regression."""
+class _Classifier(_LabelledModel):
+    """Dropout and a full-precision linear classifier."""
 
     def __init__(self, config: BitBertConfig) -> None:
         super().__init__(config)
         self.num_labels = int(config.num_labels or 0)
-        self.bitbert = BitBertModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """labels: (batch,), int64 classes, or float values when there is one label (mean squared error)."""
-        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
-        logits = self.classifier(self.dropout(output.pooler_output))
-        loss = None
-        if labels is not None and self.num_labels == 1:
-            loss = nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-        elif labels is not None:
-            loss = nn.functional.cross_entropy(logits, labels)
-        result = SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
-        return result if return_dict else result.to_tuple()
+
+class BitBertForSequenceClassification(_Classifier):
+    """A classifier on the pooled output; one label = regression.
+
+    Labels (batch,): int64 classes, or float values when there is one label (mean squared error).
+    """
+
+    output_class = SequenceClassifierOutput
+
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        return self.classifier(self.dropout(output.pooler_output))
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.num_labels == 1:
+            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        return super().compute_loss(logits, labels)
 
 
-class BitBertForTokenClassification(BitBertPreTrainedModel):
-    """Dropout and a full-precision linear classifier on each position of the last layer."""
+class BitBertForTokenClassification(_Classifier):
+    """A classifier on each position of the last layer.
 
-    def __init__(self, config: BitBertConfig) -> None:
-        super().__init__(config)
-        self.num_labels = int(config.num_labels or 0)
-        self.bitbert = BitBertModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
+    Labels (batch, positions): int64 classes, -100 where a position has none; logits have a class axis more.
+    """
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> TokenClassifierOutput | tuple[Any, ...]:
-        """labels: (batch, positions), int64 classes, -100 where a position has none; logits have a class axis more."""
-        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
-        logits = self.classifier(self.dropout(output.last_hidden_state))
-        loss = None if labels is None else _token_loss(logits, labels)
-        result = TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
-        return result if return_dict else result.to_tuple()
+    output_class = TokenClassifierOutput
+
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        return self.classifier(self.dropout(output.last_hidden_state))
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return _token_loss(logits, labels)
 
 
 class BitBertForQuestionAnswering(BitBertPreTrainedModel):
@@ -352,7 +348,8 @@ class BitBertForQuestionAnswering(BitBertPreTrainedModel):
 
         Logits are (batch, positions); loss = (CE(start) + CE(end)) / 2, as in BERT's SQuAD head.
         """
-        output, return_dict = _encode(self, input_ids, attention_mask, token_type_ids, options)
+        return_dict = self._returns_dict(options)
+        output = self.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
         start_logits, end_logits = self.qa_outputs(output.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -365,21 +362,6 @@ class BitBertForQuestionAnswering(BitBertPreTrainedModel):
             attentions=output.attentions,
         )
         return result if return_dict else result.to_tuple()
-
-
-def _classifier_dropout(config: BitBertConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
-def _encode(
-    model: Any,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    token_type_ids: Tensor | None,
-    options: dict[str, Any],
-) -> tuple[BaseModelOutputWithPooling, bool]:
-    return_dict = _flag(options.pop("return_dict", None), model.config.return_dict)
-    return model.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options), return_dict
 
 
 def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ from bitbert.model.stacked_layers import layer_conversions
 class BitBertPackedConfig(QuantizationConfigMixin):
     """Says that weights are packed; everything else is in the model's own config."""
 
+    quant_method: Any  # transformers' type lists its own methods only
+
     def __init__(self, quant_method: str = QUANT_METHOD, **_: Any) -> None:
-        self.quant_method = quant_method  # type: ignore[assignment]
+        self.quant_method = quant_method
 
 
 @register_quantizer(QUANT_METHOD)

@@ -1,5 +1,7 @@
 """The proof, before publication, that a packed model computes what torch computes."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -67,8 +69,8 @@ def probe_sequences(packed: PackedModel) -> list[tuple[list[int], list[int]]]:
     return probes
 
 
-def _logits(output: object) -> np.ndarray:
+def _logits(output: Any) -> np.ndarray:
     logits = getattr(output, "seq_relationship_logits", None)
     if logits is None:
-        logits = output.logits  # type: ignore[attr-defined]
+        logits = output.logits
     return logits[0].float().cpu().numpy() if logits.dtype != torch.float64 else logits[0].numpy()

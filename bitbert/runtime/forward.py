@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -143,7 +143,8 @@ class Runtime:
     def _tokens(self, item: Text | Sequence[int]) -> Tokens:
         if isinstance(item, str) or (isinstance(item, tuple) and item and isinstance(item[0], str)):
             return self._tokenize(item)
-        return item, [0] * len(item)  # type: ignore[return-value]
+        ids = cast(Sequence[int], item)  # isinstance does not see that no pair of texts is left
+        return ids, [0] * len(ids)
 
     def _tokenize(self, text: Text) -> Tokens:
         first, second = (text, None) if isinstance(text, str) else text

@@ -15,6 +15,7 @@ import numpy as np
 
 from bitbert.errors import UserError
 from bitbert.packed import CHOICES, SIZES, PackedConfig
+from bitbert.shared_library import load_shared_library
 
 LIBRARY = Path(__file__).with_name("libbitbert.so")
 _ABI_VERSION = 2
@@ -55,17 +56,12 @@ def load_library() -> ctypes.CDLL | None:
     Raises:
         UserError: the library cannot be loaded, or is of another version than this package.
     """
-    if not LIBRARY.is_file():
+    library = load_shared_library(
+        LIBRARY, version_function="bitbert_abi_version", version=_ABI_VERSION, otherwise="set BITBERT_ISA=numpy"
+    )
+    if library is None:
         return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        raise UserError(
-            f"native library {str(LIBRARY)!r} cannot be loaded ({error}); "
-            "install bitbert again, or set BITBERT_ISA=numpy"
-        ) from error
     for name, result, arguments in (
-        ("bitbert_abi_version", c_int, ()),
         ("bitbert_error", c_char_p, ()),
         ("bitbert_instruction_sets", c_char_p, ()),
         ("bitbert_create", c_void_p, (POINTER(_Config), POINTER(_Tensor), c_size_t, c_char_p)),
@@ -81,11 +77,6 @@ def load_library() -> ctypes.CDLL | None:
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    found = library.bitbert_abi_version()
-    if found != _ABI_VERSION:
-        raise UserError(
-            f"native library {str(LIBRARY)!r} has interface {found}, wanted {_ABI_VERSION}; install bitbert again"
-        )
     return library
 
 

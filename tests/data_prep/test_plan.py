@@ -1,6 +1,7 @@
 """Cutting the corpus into shards by key."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_first_of_equals_looks_at_all_128_bits() -> None:
 def test_copies_follow_the_weights() -> None:
     records = np.zeros(10_000, INDEX_DTYPE)
     records["tail"] = np.random.default_rng(1).integers(0, END, 10_000, dtype=np.uint64)
-    config = DataConfig(output="o", tokenizer="t", sources=[{"path": "p", "weight": 2.25}])  # type: ignore[list-item]
+    config = DataConfig(output="o", tokenizer="t", sources=[{"path": "p", "weight": 2.25}])
     train = num_copies(records, config, "train")
     assert set(train.tolist()) == {2, 3}
     assert abs((train == 3).mean() - 0.25) < 0.02
@@ -76,7 +77,7 @@ def test_keys_depend_on_text_and_seed_alone() -> None:
     assert len({document_key("text", 1), document_key("text", 2), document_key("texts", 1)}) == 3
 
 
-def test_blocks_are_sorted_by_key_whatever_the_order(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_blocks_are_sorted_by_key_whatever_the_order(tmp_path: Path) -> None:
     documents = [(document_key(str(number), 0), number, [bytes([number, 0])] * (number + 1)) for number in range(50)]
     contents = []
     for seed in (1, 2):

@@ -120,7 +120,7 @@ def test_text_cannot_spell_the_special_tokens_of_sentencepiece(
 def test_counting_is_bounded_and_keeps_the_frequent_words(tmp_path: Path) -> None:
     documents = [f"Common words here and common words there, number x{number}y." for number in range(3000)]
     path = write_jsonl(tmp_path / "many.jsonl", documents)
-    config = TokenizerConfig(output="unused", sources=[{"path": str(path)}], max_words=1000)  # type: ignore[list-item]
+    config = TokenizerConfig(output="unused", sources=[{"path": str(path)}], max_words=1000)
     words = count_words(config)
     assert words["common"] == 6000
     assert len(words) < 2100

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import BertForMaskedLM
 
 from bitbert.errors import UserError
+from bitbert.finetune import train
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.data import TaskData
 from bitbert.finetune.glue_files import read_glue_tasks
@@ -18,11 +20,13 @@ from bitbert.finetune.own_data import read_own_task
 from bitbert.finetune.run import finetune
 from bitbert.finetune.source import open_source
 from bitbert.finetune.tasks import TASKS
-from bitbert.finetune.train import encode_task, task_loss
+from bitbert.finetune.train import encode_task
 from bitbert.model import BitBertForQuestionAnswering, BitBertForTokenClassification
 from bitbert.model.export import pack_model
 from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime
+from bitbert.tokenizer import load_tokenizer
+from bitbert.tracking import read_status
 from tests.conftest import tiny_model
 from tests.finetune.conftest import RECIPE
 from tests.finetune.test_own_data import QUESTION, write
@@ -76,19 +80,22 @@ def test_finished_seeds_are_skipped_and_others_refused(
         run(saved_model, dataclasses.replace(pair_task, train=pair_task.train.take(np.arange(9))), tmp_path, [3])
 
 
-def test_a_seed_that_was_cut_off_starts_again(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+def test_a_seed_that_was_cut_off_starts_again(
+    pair_task: TaskData, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = 0
 
-    def fails(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def interrupted(*_: object) -> None:
         nonlocal calls
         calls += 1
         if calls > 6:
             raise KeyboardInterrupt
-        return task_loss(model, batch)
 
-    source = open_source(str(saved_model), None)
+    monkeypatch.setattr(train, "clip_gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        finetune(source, pair_task, RECIPE, [0], tmp_path / "cut", model_name="m", loss=fails)
+        run(saved_model, pair_task, tmp_path / "cut")
+    monkeypatch.undo()
+    assert read_status(tmp_path / "cut" / "seed-0") == "KILLED"
     assert not (tmp_path / "cut" / "seed-0" / "result.json").exists()
     assert run(saved_model, pair_task, tmp_path / "cut") == run(saved_model, pair_task, tmp_path / "whole")
     lines = [(tmp_path / name / "seed-0" / "metrics.jsonl").read_text().count("\n") for name in ("cut", "whole")]
@@ -100,6 +107,14 @@ def test_same_seed_same_bits(pair_task: TaskData, saved_model: Path, tmp_path: P
         run(saved_model, pair_task, tmp_path / name)
     tensors = [load_packed(tmp_path / name / "seed-0" / "packed").tensors for name in ("a", "b")]
     assert all(np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+def test_bf16_learns_too_and_is_scored_in_fp32(pair_task: TaskData, saved_model: Path, tmp_path: Path) -> None:
+    training_set = dataclasses.replace(pair_task, evaluation={"train": pair_task.train})
+    summary = run(saved_model, training_set, tmp_path / "bf16", epochs=20, learning_rate=3e-3, precision="bf16")
+    assert summary["mean"]["train"]["accuracy"] > 0.75
+    run(saved_model, training_set, tmp_path / "fp32", epochs=20, learning_rate=3e-3)
+    assert not np.array_equal(classifier(tmp_path / "bf16"), classifier(tmp_path / "fp32"))
 
 
 @pytest.mark.parametrize(("selection", "pick"), [("best_epoch", max), ("last_epoch", lambda scores: scores[-1])])
@@ -259,6 +274,13 @@ def test_diverging_finetuning_stops(pair_task: TaskData, saved_model: Path, tmp_
     with pytest.raises(UserError, match=r"the loss is .*; lower learning_rate"):
         run(saved_model, pair_task, tmp_path, learning_rate=1e30)
     assert not (tmp_path / "seed-0" / "result.json").exists()
+
+
+def test_a_bert_without_pooler_gets_the_same_one_every_time(tiny_teacher: Path, tmp_path: Path) -> None:
+    BertForMaskedLM.from_pretrained(tiny_teacher).save_pretrained(tmp_path)
+    load_tokenizer(str(tiny_teacher)).save(tmp_path)
+    first, second = (open_source(str(tmp_path), "baseline") for _ in range(2))
+    assert first.fingerprint == second.fingerprint
 
 
 def test_sources_that_are_none(tmp_path: Path, saved_model: Path, pair_task: TaskData) -> None:

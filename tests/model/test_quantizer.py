@@ -23,7 +23,7 @@ IDS = [2, 40, 41, 42, 3]
 def save(model: torch.nn.Module, tokenizer: object, folder: Path) -> PackedModel:
     from bitbert.model.export import pack_model
 
-    packed = pack_model(model, tokenizer, max_length=32)  # type: ignore[arg-type]
+    packed = pack_model(model, tokenizer, max_length=32)
     save_packed(folder, packed, "card")
     return packed
 

@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-WRITERS = ("bitbert/files.py", "pretrain/checkpoint.py", "pretrain/tensor_file.py", "pretrain/keeper.py")
-REPOSITORY = Path(__file__).resolve().parents[2]
-SMOKE = "configs/pretrain/smoke.yaml"
+from tests.conftest import REPOSITORY
+from tests.pretrain.settings import SMOKE, distilling_overrides
+
+WRITERS = (
+    "bitbert/files.py",
+    "pretrain/checkpoint.py",
+    "pretrain/manifest.py",
+    "pretrain/tensor_file.py",
+    "pretrain/keeper.py",
+)
 
 
 def warm_up() -> None:
@@ -56,18 +63,10 @@ class Child:
 
 
 def tiny_settings(shards: Path, teacher: Path, output: Path) -> list[str]:
-    """Overrides of the smoke config: tiny shards and teacher, both published distillation terms, decay, clipping."""
+    """Overrides of the smoke config for runs of 1, 2 and 4 ranks into ``output``."""
     return [
-        f"data.train={shards}/train",
-        f"data.heldout={shards}/heldout",
-        f"teacher={teacher}",
-        f"tokenizer={teacher}",
-        "loss.nsp_distillation=1.0",
-        "loss.mlm_distillation=0.5",
-        "loss.temperature=2.0",
-        "optimizer.weight_decay=0.01",
-        "optimizer.gradient_clipping=5.0",
-        "micro_batch_size=2",  # divides the global batch over 1, 2 and 4 ranks: dropout depends on it
+        *distilling_overrides(shards, teacher),
+        "micro_batch_size=2",  # divides the global batch over all of them: dropout depends on it
         f"output={output}",
     ]
 
@@ -118,7 +117,7 @@ def start(
         os.environ.update(environment or {})
         os.chdir(REPOSITORY)
         prepare()
-        sys.argv = ["bitbert-pretrain", SMOKE, *overrides]
+        sys.argv = ["bitbert-pretrain", str(SMOKE), *overrides]
         from bitbert.pretrain.__main__ import main
 
         main()

@@ -17,7 +17,8 @@ from bitbert.pretrain import loop
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.preempt import PreemptedError
 from bitbert.pretrain.run import check_run
-from tests.pretrain.runs import SMOKE, as_killed_after, run_here, tiny_overrides
+from tests.pretrain.runs import as_killed_after, run_here
+from tests.pretrain.settings import SMOKE, tiny_overrides
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,21 @@ def test_terms_equal_their_formulas() -> None:
     )
 
 
+def test_hidden_states_in_units_of_the_teachers_variance() -> None:
+    student, teacher, batch = example()
+    text = batch.attention_mask.bool()
+    shares = [
+        (ours - theirs)[text].square().mean(-1) / theirs[text].var(-1, correction=0)
+        for ours, theirs in zip(student.hidden_states, teacher.hidden_states, strict=True)
+    ]
+    loss = LossSection(mlm=0, nsp=0, nsp_distillation=0, hidden_units="teacher_variance")
+    terms = pretraining_terms(student, teacher, batch, GlobalCounts(4, batch.num_tokens, 4), loss)
+    assert terms["hidden"].item() == pytest.approx(torch.stack(shares).mean().item(), rel=1e-5)
+    louder = [tuple(3 * state for state in model.hidden_states) for model in (student, teacher)]
+    again = hidden_state_loss(*louder, batch.attention_mask, batch.num_tokens, "teacher_variance")
+    assert again.item() == pytest.approx(terms["hidden"].item(), rel=1e-5)
+
+
 def test_terms_with_weight_zero_are_not_computed() -> None:
     student, teacher, batch = example()
     without_heads = TeacherOutput(teacher.hidden_states, None, None)

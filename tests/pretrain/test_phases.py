@@ -14,7 +14,8 @@ from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.phases import phase_at
 from bitbert.pretrain.run import check_run
-from tests.pretrain.runs import SMOKE, as_killed_after, run_here, tiny_overrides
+from tests.pretrain.runs import as_killed_after, run_here
+from tests.pretrain.settings import SMOKE, tiny_overrides
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitbert.model.precision import products_in
 from bitbert.pretrain.config import LossSection
-from bitbert.pretrain.precision import products_in
 from bitbert.pretrain.teacher import load_teacher
 from bitbert.tokenizer import Tokenizer
 from bitbert.tracking import read_metrics

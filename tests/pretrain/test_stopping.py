@@ -4,12 +4,17 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from bitbert.config import dump_config, load_config
+from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.preempt import Preemption
+from bitbert.pretrain.run_folder import refuse_other_run
 from tests.conftest import REPOSITORY, run_module
+from tests.pretrain import runs
 
 
 def test_a_stop_file_asks_until_it_is_acknowledged(tmp_path: Path) -> None:
@@ -26,6 +31,34 @@ def test_a_stop_file_asks_until_it_is_acknowledged(tmp_path: Path) -> None:
     preemption.acknowledge()
     assert not preemption.requested
     assert list(tmp_path.iterdir()) == []
+
+
+WSD = ("optimizer.schedule=warmup-stable-decay", "optimizer.decay_steps=2", "eval_every=0", "keep_checkpoints=9")
+
+
+def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    settings = (*runs.tiny_overrides(tiny_shards, tiny_teacher), *WSD)
+    long = tmp_path / "long"
+    runs.run_here(long, *settings, "steps=8")
+    copied = runs.as_killed_after(3, long, tmp_path / "copied")
+    runs.run_here(copied, *settings, "steps=5")
+    runs.run_here(tmp_path / "short", *settings, "steps=5")
+    found, expected = (load_file(folder / "final" / "model.safetensors") for folder in (copied, tmp_path / "short"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert load_config(PretrainConfig, copied / "config.yaml", []).steps == 5
+
+    for steps in (9, 7):  # its decay began at 6; fewer steps than were taken
+        with pytest.raises(UserError, match=f"taken 8 of steps=8, and with steps={steps} some"):
+            refuse_other_run(load_config(PretrainConfig, long / "config.yaml", [f"steps={steps}"]))
+    linear = ["steps=6", "optimizer.schedule=linear", "optimizer.decay_steps=null"]
+    dump_config(load_config(PretrainConfig, copied / "config.yaml", linear), tmp_path / "linear" / "config.yaml")
+    (tmp_path / "linear" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    config = load_config(PretrainConfig, tmp_path / "linear" / "config.yaml", [f"output={tmp_path}/linear"])
+    refuse_other_run(config)
+    with pytest.raises(UserError, match="only a warmup-stable-decay run can be lengthened"):
+        refuse_other_run(config.model_copy(update={"steps": 12}))
 
 
 def check(config: str, *arguments: object) -> tuple[int, str, str]:

@@ -18,7 +18,8 @@ from bitbert.pretrain.teacher import load_teacher
 from bitbert.pretrain.teacher_head import train_teacher_head
 from bitbert.tokenizer import load_tokenizer
 from bitbert.tracking import read_metrics, read_status
-from tests.pretrain.runs import run_here, tiny_overrides
+from tests.pretrain.runs import run_here
+from tests.pretrain.settings import tiny_overrides
 
 STEPS = 12
 

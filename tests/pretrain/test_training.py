@@ -18,30 +18,20 @@ from bitbert.config import load_config
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.write_shards import build_shards
 from bitbert.errors import UserError
-from bitbert.files import write_json_atomically
+from bitbert.files import sha256_file, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.manifest import write_manifest
 from bitbert.pretrain.run import check_run, data_identity
 from bitbert.tracking import read_metrics
 from tests.conftest import REPOSITORY, run_module
+from tests.pretrain.settings import SMOKE, distilling_overrides
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "losses.json"
-SMOKE = "configs/pretrain/smoke.yaml"
 
 
 @pytest.fixture(scope="module")
 def settings(tiny_shards: Path, tiny_teacher: Path) -> list[str]:
-    """Overrides that put the tiny teacher and shards into the smoke config; both published distillation terms on."""
-    return [
-        f"data.train={tiny_shards}/train",
-        f"data.heldout={tiny_shards}/heldout",
-        f"teacher={tiny_teacher}",
-        f"tokenizer={tiny_teacher}",
-        "loss.nsp_distillation=1.0",
-        "loss.mlm_distillation=0.5",
-        "loss.temperature=2.0",
-        "optimizer.weight_decay=0.01",
-        "optimizer.gradient_clipping=5.0",
-    ]
+    return distilling_overrides(tiny_shards, tiny_teacher)
 
 
 def train(*overrides: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
@@ -91,13 +81,13 @@ def test_golden_losses(finished: Path) -> None:
 
 def test_run_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
+        "calibration",
         "checkpoints",
         "config.yaml",
         "environment.json",
         "final",
         "metrics.jsonl",
         "status.json",
-        "step_sizes.json",
     }
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
         "latest",
@@ -146,8 +136,6 @@ def test_resumed_run_ends_with_the_same_bits(finished: Path, settings: list[str]
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "final")
     shutil.rmtree(folder / "checkpoints" / "step-00000006")
-    config = folder / "config.yaml"
-    config.write_text(config.read_text(encoding="utf-8").replace(str(finished), str(folder)), encoding="utf-8")
     result = train(*settings, f"output={folder}")
     assert result.returncode == 0, result.stderr
     assert "resumed from step-00000003" in result.stderr
@@ -196,9 +184,11 @@ def test_signal_becomes_a_checkpoint_and_exit_code_75(settings: list[str], tmp_p
 def test_calibration_happens_once_a_run(finished: Path, settings: list[str], tmp_path: Path) -> None:
     """A start before the first checkpoint reuses the saved step sizes instead of measuring again."""
     folder = tmp_path / "restart"
-    folder.mkdir()
-    sizes = {name: value * 2 for name, value in json.loads((finished / "step_sizes.json").read_text()).items()}
-    (folder / "step_sizes.json").write_text(json.dumps(sizes))
+    shutil.copytree(finished / "calibration", folder / "calibration")
+    path = folder / "calibration" / "step_sizes.json"
+    sizes = {name: value * 2 for name, value in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(sizes))
+    write_manifest(path.parent, {path.name: sha256_file(path)})
     result = train(
         *settings,
         f"output={folder}",
@@ -284,7 +274,7 @@ def test_mistakes_are_named_before_anything_starts(
     (tmp_path / "empty").mkdir()
     filled = [override.replace("{empty}", str(tmp_path / "empty")) for override in overrides]
     with pytest.raises(UserError) as caught:
-        check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, [*settings, f"output={tmp_path}/run", *filled]))
+        check_run(load_config(PretrainConfig, SMOKE, [*settings, f"output={tmp_path}/run", *filled]))
     assert message in str(caught.value)
 
 
@@ -294,12 +284,12 @@ def test_a_bad_shard_stops_the_run_or_is_left_out(settings: list[str], tiny_shar
         workers=1,
     )
     overrides = [*settings, f"data.train={tmp_path}/shards/train", f"output={tmp_path}/run"]
-    whole = check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, overrides)).train.reader
+    whole = check_run(load_config(PretrainConfig, SMOKE, overrides)).train.reader
     damaged = tmp_path / "shards" / "train" / whole.files[1]["name"]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"shard-00001\.arrow.*bad_shards=skip"):
-        check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, overrides))
-    run = check_run(load_config(PretrainConfig, REPOSITORY / SMOKE, [*overrides, "data.bad_shards=skip"]))
+        check_run(load_config(PretrainConfig, SMOKE, overrides))
+    run = check_run(load_config(PretrainConfig, SMOKE, [*overrides, "data.bad_shards=skip"]))
     assert len(run.train.reader) == len(whole) - whole.files[1]["rows"]
     assert data_identity(run) == [entry["sha256"] for entry in whole.files if entry != whole.files[1]]
 

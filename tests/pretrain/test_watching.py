@@ -15,7 +15,8 @@ from bitbert.pretrain import loop
 from bitbert.pretrain.report import write_report
 from bitbert.pretrain.sync import sync_run
 from bitbert.tracking import read_metrics, read_status
-from tests.pretrain.runs import SMOKE, run_here, tiny_overrides
+from tests.pretrain.runs import run_here
+from tests.pretrain.settings import SMOKE, tiny_overrides
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -15,6 +15,7 @@ from bitbert.config import load_config
 from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
 from tests.pretrain import forked
+from tests.pretrain.settings import SMOKE
 from tests.pretrain.test_faults import plant_nan
 
 SHORT = ("steps=4", "checkpoint_every=2", "eval_every=2")
@@ -117,7 +118,7 @@ def assert_close(run: Path, other: Path) -> None:
         assert torch.allclose(found[name].double(), tensor.double(), rtol=0, atol=tolerance), name
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_resumed_on_the_same_ranks_and_stage_the_bits_are_the_same(
     train: Train, whole: Callable[[int], Path], tmp_path: Path, stage: int
 ) -> None:
@@ -172,4 +173,4 @@ def test_the_update_holds_what_is_computed(whole: Callable[[int], Path]) -> None
 def test_lamb_needs_whole_tensors(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     settings = [*forked.tiny_settings(tiny_shards, tiny_teacher, tmp_path), "optimizer.name=lamb", "zero_stage=2"]
     with pytest.raises((UserError, ValidationError), match="whose norms are not those that LAMB needs"):
-        load_config(PretrainConfig, forked.REPOSITORY / forked.SMOKE, settings)
+        load_config(PretrainConfig, SMOKE, settings)

@@ -7,9 +7,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bitbert.errors import UserError
 from bitbert.packed import parse_config, save_packed
-from bitbert.runtime.native import NativeModel, instruction_sets
 from bitbert.runtime.reference import ReferenceModel
-from tests.runtime.conftest import ODD_SHAPE, MakePacked, sequences
+from tests.runtime.conftest import ODD_SHAPE, MakePacked, assert_all_agree, sequences
 
 EVEN_HEADS = ODD_SHAPE | {"hidden_size": 96, "num_attention_heads": 3}  # heads of 32: many scores are 0
 
@@ -18,18 +17,7 @@ EVEN_HEADS = ODD_SHAPE | {"hidden_size": 96, "num_attention_heads": 3}  # heads 
 @pytest.mark.parametrize("attention", ["bi", "bi_strict"])
 def test_torch_numpy_and_native_agree(make_packed: MakePacked, attention: str, shape: dict[str, int]) -> None:
     model, packed = make_packed("bibert", attention=attention, **shape)
-    ids, types = sequences([1, 31, 32, 33, 70], packed.config.vocab_size)
-    wanted = ("states", "logits")
-    expected = ReferenceModel(packed).run(ids, types, wanted)
-    for isa in instruction_sets():
-        found = NativeModel(packed.config, packed.tensors, isa).run(ids, types, wanted)
-        for name in wanted:
-            np.testing.assert_allclose(found[name], expected[name], atol=2e-5, rtol=0, err_msg=f"{isa} {name}")
-    for index in range(len(ids)):
-        inputs = torch.from_numpy(ids[index])[None], torch.from_numpy(types[index]).long()[None]
-        with torch.no_grad():
-            logits = model(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0].numpy()  # type: ignore[operator]
-        np.testing.assert_allclose(logits, expected["logits"][index], atol=1e-4, rtol=0)
+    assert_all_agree(model, packed, [1, 31, 32, 33, 70])
 
 
 def test_the_score_zero_decides(make_packed: MakePacked) -> None:

@@ -10,10 +10,8 @@ from bitbert.model import BitBertConfig, BitBertModel
 from bitbert.packed import load_packed, save_packed, tensor_specs
 from bitbert.runtime import Runtime
 from bitbert.runtime.info import describe_checkpoint
-from bitbert.runtime.native import NativeModel, instruction_sets
-from bitbert.runtime.reference import ReferenceModel
 from tests.conftest import TINY_SHAPE
-from tests.runtime.conftest import ODD_SHAPE, MakePacked, sequences
+from tests.runtime.conftest import ODD_SHAPE, MakePacked, assert_all_agree
 
 CASES = [("shared", 3), ("per_head", 1), ("per_head", 3)]
 
@@ -21,18 +19,7 @@ CASES = [("shared", 3), ("per_head", 1), ("per_head", 3)]
 @pytest.mark.parametrize(("estimators", "rank"), CASES)
 def test_torch_numpy_and_native_agree(make_packed: MakePacked, estimators: str, rank: int) -> None:
     model, packed = make_packed("bipft-b", residual_estimators=estimators, residual_rank=rank, **ODD_SHAPE)
-    ids, types = sequences([1, 33, 70], packed.config.vocab_size)
-    wanted = ("states", "logits")
-    expected = ReferenceModel(packed).run(ids, types, wanted)
-    for isa in instruction_sets():
-        found = NativeModel(packed.config, packed.tensors, isa).run(ids, types, wanted)
-        for name in wanted:
-            np.testing.assert_allclose(found[name], expected[name], atol=2e-5, rtol=0, err_msg=f"{isa} {name}")
-    for index in range(len(ids)):
-        inputs = torch.from_numpy(ids[index])[None], torch.from_numpy(types[index]).long()[None]
-        with torch.no_grad():
-            logits = model(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0].numpy()  # type: ignore[operator]
-        np.testing.assert_allclose(logits, expected["logits"][index], atol=1e-4, rtol=0)
+    assert_all_agree(model, packed, [1, 33, 70])
 
 
 def test_heads_have_sets_of_their_own(make_packed: MakePacked, tmp_path: Path) -> None:

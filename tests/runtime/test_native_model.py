@@ -41,7 +41,7 @@ def test_logits_equal_torch(make_packed: MakePacked, method: str) -> None:
                 "input_ids": torch.from_numpy(ids[0])[None],
                 "token_type_ids": torch.from_numpy(types[0]).long()[None],
             }
-            expected = model(**inputs).logits.numpy()  # type: ignore[operator]
+            expected = model(**inputs).logits.numpy()
         np.testing.assert_allclose(native.run(ids, types, ("logits",))["logits"], expected, atol=1e-4, rtol=0)
 
 

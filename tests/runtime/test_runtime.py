@@ -35,7 +35,7 @@ def test_encode_takes_texts_and_ids(runtime: Runtime) -> None:
     states = runtime.forward(ids, types).hidden_states[-1]
     expected = {"mean": states.mean(axis=0), "first": states[0], "pooler": runtime.forward(ids, types).pooled}
     for pooling, vector in expected.items():
-        found = runtime.encode(["the river", ids, ("the river", "the king")], pooling=pooling)  # type: ignore[arg-type]
+        found = runtime.encode(["the river", ids, ("the river", "the king")], pooling=pooling)
         assert found.shape == (3, runtime.config.hidden_size)
         np.testing.assert_array_equal(found[0], found[1])
         np.testing.assert_allclose(found[0], vector, atol=1e-6)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .config import Precision
+from bitbert.config import Precision
 
 
 def products_in(precision: Precision, device: torch.device) -> torch.autocast:
