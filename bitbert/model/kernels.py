@@ -57,6 +57,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "gelu": (_P, _N, _P),
     "gelu_backward": (_P, _P, _N, _P),
     "dropout": (_P, _P, c_int16, c_float, _N, _P, _P),
+    "squares": (_P, _P, _P, _N, _N, _P),
+    "squares_backward": (c_float, _P, _P, _P, _N, _N, _P),
     "attend": (POINTER(_Scores), _P, _P, _P),
     "attend_backward": (POINTER(_Scores), _P, _P, _P, _P, _P, _P),
 }
@@ -167,6 +169,18 @@ class Kernels:
         y, kept = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
         self.call("dropout", x, random, limit, factor, x.numel(), y, kept)
         return y, kept
+
+    def squares(self, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+        """Scalar: sum of weights (rows,) * (a - b)^2 over a, b (rows, width)."""
+        total = torch.empty(())
+        self.call("squares", a, b, weights, *a.shape, total)
+        return total
+
+    def squares_backward(self, gradient: float, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+        """``gradient`` of that sum -> the gradient of a."""
+        da = torch.empty_like(a)
+        self.call("squares_backward", gradient, a, b, weights, *a.shape, da)
+        return da
 
     def attend(self, scores: "Scores") -> tuple[Tensor, Tensor, Tensor]:
         """Attended bits (dtype of the scores), probabilities (float32) and the gradient's gate (bool)."""

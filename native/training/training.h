@@ -81,6 +81,12 @@ BB_TRAINING_API void bb_training_gelu_backward(bb_pool *pool, const float *gradi
 BB_TRAINING_API void bb_training_dropout(bb_pool *pool, const float *x, const int16_t *random, int16_t limit, float factor, size_t count,
                                          float *y, uint8_t *kept);
 
+/* sum of weights[row] * (a - b)^2 over (rows, width), and da = 2 * gradient * weights[row] * (a - b). */
+BB_TRAINING_API void bb_training_squares(bb_pool *pool, const float *a, const float *b, const float *weights, size_t rows, size_t width,
+                                         float *sum);
+BB_TRAINING_API void bb_training_squares_backward(bb_pool *pool, float gradient, const float *a, const float *b, const float *weights,
+                                                  size_t rows, size_t width, float *da);
+
 /* Scores (batch, heads, queries, keys) on their way to attended bits:
  * p = softmax((score * factor + residual) * inverse_root + bias), attended = 1 where p > step / 2 and kept. */
 typedef struct {
