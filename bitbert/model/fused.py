@@ -31,16 +31,17 @@ class _BinaryLinear(Function):
         bias: Tensor,
         kind: str,
         weight_scale: str,
+        gelu: bool,
     ) -> Tensor:
         x = x.contiguous()
-        codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8)
+        codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8, gelu=gelu)
         center, scale = weight_statistics(weight, weight_scale)
         signs, scale = kernels.signs(weight, center.item()), scale.flatten()
         codes = codes.view(-1, x.shape[-1])
         y = kernels.product(codes, signs, scale * step, bias)
-        # The inputs of unsigned codes are needed for the gradient of the step, those of signed codes are not.
-        ctx.save_for_backward(codes, window, signs, scale, step, shift, x if kind == "unsigned" else None)
-        ctx.kernels, ctx.kind, ctx.dtype = kernels, kind, product_dtype(x)
+        # The input is needed for the gradient of gelu, and for that of the step of unsigned codes.
+        ctx.save_for_backward(codes, window, signs, scale, step, shift, x if gelu or kind == "unsigned" else None)
+        ctx.kernels, ctx.kind, ctx.gelu, ctx.dtype = kernels, kind, gelu, product_dtype(x)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -52,12 +53,12 @@ class _BinaryLinear(Function):
         upstream, dbias = kernels.upstream(gradient.view(-1, gradient.shape[-1]), scale, dtype)
         dcodes = (upstream @ signs.to(dtype)).view(window.shape)
         dx, dshift, dstep = kernels.binarize_backward(
-            dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0
+            dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0, gelu=ctx.gelu
         )
         correlation = upstream.T @ codes.to(dtype)
         dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, scale, step.item())
         dstep += dstep_of_product
-        return None, dx, dshift, dstep, dweight, dbias, None, None
+        return None, dx, dshift, dstep, dweight, dbias, None, None, None
 
 
 def binary_linear(
@@ -70,6 +71,7 @@ def binary_linear(
     *,
     kind: str,
     weight_scale: str,
+    gelu: bool = False,
 ) -> Tensor:
     """y = s * a * (codes(x + m) @ sign(W - e)^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
 
@@ -77,8 +79,9 @@ def binary_linear(
         x: (..., in), float32.
         step: a, from :func:`bitbert.model.binarize.step_size`, shape (1,).
         kind: ``"signed"`` or ``"unsigned"``.
+        gelu: whether x goes through :func:`bitbert.model.layers.gelu` first, which is then never stored.
     """
-    return _BinaryLinear.apply(kernels, x, shift, step, weight, bias, kind, weight_scale)
+    return _BinaryLinear.apply(kernels, x, shift, step, weight, bias, kind, weight_scale, gelu)
 
 
 class _Codes(Function):
@@ -228,11 +231,11 @@ def fused_dropout(kernels: Kernels, x: Tensor, random: Tensor, limit: int, facto
 class _Squares(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-        rows = [x.contiguous().view(-1, x.shape[-1]) for x in (a, b)]
+        ours, theirs = (x.contiguous().view(-1, x.shape[-1]) for x in (a, b))
         weights = weights.contiguous().view(-1)
-        ctx.save_for_backward(*rows, weights)
+        ctx.save_for_backward(ours, theirs, weights)
         ctx.kernels, ctx.shape = kernels, a.shape
-        return kernels.squares(*rows, weights)
+        return kernels.squares(ours, theirs, weights)
 
     @staticmethod
     @once_differentiable

@@ -22,14 +22,22 @@ from bitbert.shared_library import load_shared_library
 LIBRARY = Path(__file__).with_name("libbitbert_training.so")
 SWITCH = "BITBERT_TRAINING_KERNELS"
 """Environment variable: ``torch`` leaves the native kernels out."""
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float32: 2}
 _KINDS = {"signed": 0, "unsigned": 1}
 _P, _N = c_void_p, c_size_t
 
 
 class _Activations(Structure):
-    _fields_ = (("x", _P), ("shift", _P), ("step", c_float), ("kind", c_int), ("rows", _N), ("width", _N))
+    _fields_ = (
+        ("x", _P),
+        ("shift", _P),
+        ("step", c_float),
+        ("kind", c_int),
+        ("gelu", c_int),
+        ("rows", _N),
+        ("width", _N),
+    )
 
 
 class _Scores(Structure):
@@ -87,11 +95,11 @@ class Kernels:
             self._functions[name](self._threads(), *passed)
 
     def binarize(
-        self, x: Tensor, shift: Tensor | None, step: float, kind: str, dtype: torch.dtype
+        self, x: Tensor, shift: Tensor | None, step: float, kind: str, dtype: torch.dtype, *, gelu: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Codes of ``dtype`` and the window (bool) of x (..., width) + shift (width)."""
+        """Codes of ``dtype`` and the window (bool) of x (..., width), or gelu(x), + shift (width)."""
         codes, window = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=torch.bool)
-        self.call("binarize", byref(_activations(x, shift, step, kind)), _TYPES[dtype], codes, window)
+        self.call("binarize", byref(_activations(x, shift, step, kind, gelu)), _TYPES[dtype], codes, window)
         return codes, window
 
     def binarize_backward(
@@ -104,16 +112,17 @@ class Kernels:
         shift: Tensor | None,
         step: float,
         factor: float,
+        gelu: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """dx, the sum of dx over rows where there is a shift, and for unsigned codes the extra gradient of the step.
+        """dx, the gradient of the shift where there is one, and for unsigned codes the extra gradient of the step.
 
         Args:
             gradient: (..., width), bfloat16 or float32.
-            x: what was binarized, needed for unsigned codes only.
+            x: what was binarized, or gelu's input; needed for unsigned codes and for gelu only.
         """
         dx = torch.empty_like(gradient, dtype=torch.float32)
         dshift, dstep = (None if shift is None else torch.empty_like(shift)), torch.zeros(1)
-        activations = _activations(dx if x is None else x, shift, step, kind)
+        activations = _activations(dx if x is None else x, shift, step, kind, gelu)
         self.call(
             "binarize_backward", byref(activations), gradient, _TYPES[gradient.dtype], factor, window, dx, dshift, dstep
         )
@@ -285,9 +294,9 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return autocast if autocast in _TYPES else x.dtype
 
 
-def _activations(x: Tensor, shift: Tensor | None, step: float, kind: str) -> _Activations:
+def _activations(x: Tensor, shift: Tensor | None, step: float, kind: str, gelu: bool) -> _Activations:
     width = x.shape[-1]
-    return _Activations(_address(x), _address(shift), step, _KINDS[kind], x.numel() // width, width)
+    return _Activations(_address(x), _address(shift), step, _KINDS[kind], gelu, x.numel() // width, width)
 
 
 def _address(tensor: Tensor | None) -> int | None:

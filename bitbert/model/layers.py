@@ -89,8 +89,12 @@ class EncoderLayer(nn.Module):
         """(batch, positions, hidden) -> the same shape, and the binarized attention probabilities if asked for."""
         context, attention = self.attention(hidden_states, attention_bias, output_attentions=output_attentions)
         hidden_states = self.attention_norm(hidden_states + self.dropout(self.attention_output(context)))
-        expanded = self.activation(self.intermediate(hidden_states))
-        return self.output_norm(hidden_states + self.dropout(self.output(expanded))), attention
+        expanded = self.intermediate(hidden_states)
+        if self.activation is gelu and isinstance(self.output, BinaryLinear) and self.output.takes_gelu(expanded):
+            projected = self.output(expanded, after_gelu=True)
+        else:
+            projected = self.output(self.activation(expanded))
+        return self.output_norm(hidden_states + self.dropout(projected)), attention
 
 
 class Pooler(nn.Module):

@@ -116,12 +116,19 @@ class BinaryLinear(nn.Module):
         self.shift = nn.Parameter(torch.zeros(in_features))
         self.input_binarizer = Binarizer(kind)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def takes_gelu(self, x: Tensor) -> bool:
+        """Whether ``forward`` may be asked for the output of gelu(x): the kernels run, and nobody watches gelu(x)."""
+        is_plain = type(self) is BinaryLinear and self.input_binarizer.is_plain
+        return is_plain and self.input_binarizer.monitor is None and kernels_for(x) is not None
+
+    def forward(self, x: Tensor, *, after_gelu: bool = False) -> Tensor:
+        """y, of gelu(x) in place of x with ``after_gelu``, where :meth:`takes_gelu` says so."""
         kernels = kernels_for(x)
         if kernels is not None and self.input_binarizer.is_plain:
             step = self.input_binarizer.plain_step(x if self.input_binarizer.monitor is None else x + self.shift)
-            fixed = {"kind": self.input_binarizer.kind, "weight_scale": self.weight_scale}
+            fixed = {"kind": self.input_binarizer.kind, "weight_scale": self.weight_scale, "gelu": after_gelu}
             return binary_linear(kernels, x, self.shift, step, self.weight, self.bias, **fixed)
+        assert not after_gelu
         codes, step = self.input_binarizer(x + self.shift)
         signs, scale = binarize_weight(self.weight, self.weight_scale)
         return nn.functional.linear(codes, signs) * (scale * step) + self.bias

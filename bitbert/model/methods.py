@@ -28,7 +28,8 @@ class CodedLinear(BinaryLinear):
         self.weight_binarizer = weight_binarizer
         self.split_weight = nn.Parameter(torch.zeros_like(self.weight)) if split else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, after_gelu: bool = False) -> Tensor:
+        assert not after_gelu  # as takes_gelu says
         codes, step = self.input_binarizer(x + self.shift)
         binarize = WEIGHT_BINARIZERS[self.weight_binarizer].linear
         weight, scale = binarize(self.weight, self.weight_scale)

@@ -1,5 +1,7 @@
 /* Around the product of a binary linear layer. */
 #if defined(__x86_64__)
+#include <string.h>
+
 #include "training.h"
 
 #include "../src/target.h"
@@ -18,20 +20,22 @@ typedef struct {
     float factor, *dx, *sums, *step_sums;
 } binarize_job;
 
-BB_INLINE __m512 shifted(const bb_activations *a, size_t row, size_t column, __mmask16 lanes) {
-    const __m512 x = load_floats(a->x + row * a->width + column, lanes);
-    return a->shift ? _mm512_add_ps(x, load_floats(a->shift + column, lanes)) : x;
+/* The activation x, or gelu(x), plus its shift. `gelu` and `kind` are constants where these are inlined. */
+BB_INLINE __m512 shifted(const bb_activations *a, __m512 activation, size_t column, __mmask16 lanes) {
+    return a->shift ? _mm512_add_ps(activation, load_floats(a->shift + column, lanes)) : activation;
 }
 
-BB_INLINE void binarize_rows(const binarize_job *job, size_t begin, size_t end, const int type, const int kind) {
+BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int type, const int kind, const int gelu) {
     const bb_activations *a = job->a;
+    const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
     const __m512 step = _mm512_set1_ps(a->step), half = _mm512_set1_ps(a->step * 0.5f), zero = _mm512_setzero_ps();
     const __m512 one = _mm512_set1_ps(1.0f), low = kind == BB_SIGNED ? _mm512_set1_ps(-1.0f) : zero;
     for (size_t row = begin; row < end; row++)
         for (size_t column = 0; column < a->width; column += BB_LANES) {
             const __mmask16 lanes = lanes_inside(column, a->width);
-            const __m512 t = shifted(a, row, column, lanes);
             const size_t at = row * a->width + column;
+            const __m512 x = load_floats(a->x + at, lanes);
+            const __m512 t = shifted(a, gelu ? _mm512_mul_ps(x, normal_cdf(x)) : x, column, lanes);
             __mmask16 high, inside;
             if (kind == BB_SIGNED) {
                 high = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ);
@@ -45,16 +49,25 @@ BB_INLINE void binarize_rows(const binarize_job *job, size_t begin, size_t end, 
         }
 }
 
+/* Calls rows(job, index, type, kind, gelu) with constants for the last two. */
+#define WITH_CONSTANTS(rows, type)                                                    \
+    do {                                                                              \
+        const int is_signed = job->a->kind == BB_SIGNED;                              \
+        if (job->a->gelu && is_signed) rows(job, index, type, BB_SIGNED, 1);          \
+        if (job->a->gelu && !is_signed) rows(job, index, type, BB_UNSIGNED, 1);       \
+        if (!job->a->gelu && is_signed) rows(job, index, type, BB_SIGNED, 0);         \
+        if (!job->a->gelu && !is_signed) rows(job, index, type, BB_UNSIGNED, 0);      \
+    } while (0)
+
 static void binarize_block(void *context, size_t worker, size_t index) {
     (void)worker;
     const binarize_job *job = context;
-    const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
-    const int is_signed = job->a->kind == BB_SIGNED;
-    switch (job->type) {
-        case BB_INT8: is_signed ? binarize_rows(job, begin, end, BB_INT8, BB_SIGNED) : binarize_rows(job, begin, end, BB_INT8, BB_UNSIGNED); break;
-        case BB_BFLOAT16: is_signed ? binarize_rows(job, begin, end, BB_BFLOAT16, BB_SIGNED) : binarize_rows(job, begin, end, BB_BFLOAT16, BB_UNSIGNED); break;
-        default: is_signed ? binarize_rows(job, begin, end, BB_FLOAT32, BB_SIGNED) : binarize_rows(job, begin, end, BB_FLOAT32, BB_UNSIGNED);
-    }
+    if (job->type == BB_INT8)
+        WITH_CONSTANTS(binarize_rows, BB_INT8);
+    else if (job->type == BB_BFLOAT16)
+        WITH_CONSTANTS(binarize_rows, BB_BFLOAT16);
+    else
+        WITH_CONSTANTS(binarize_rows, BB_FLOAT32);
 }
 
 void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int codes_type, void *codes, uint8_t *window) {
@@ -62,37 +75,37 @@ void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int 
     bb_pool_run(pool, job.blocks.count, binarize_block, &job);
 }
 
-BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, const int type, const int kind) {
+BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, const int type, const int kind, const int gelu) {
     const bb_activations *a = job->a;
     const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
     const __m512 factor = _mm512_set1_ps(job->factor);
     __m512 ratios = _mm512_setzero_ps();
-    /* Columns outside: a column's sum stays in a register while the rows of the block, which are in the cache, pass. */
-    for (size_t column = 0; column < a->width; column += BB_LANES) {
-        const __mmask16 lanes = lanes_inside(column, a->width);
-        __m512 sum = _mm512_setzero_ps();
-        for (size_t row = begin; row < end; row++) {
+    /* A block's sums lie in the first-level cache; visiting its rows in order is what the prefetchers follow. */
+    float *sums = job->sums ? job->sums + index * a->width : NULL;
+    if (sums) memset(sums, 0, a->width * sizeof *sums);
+    for (size_t row = begin; row < end; row++)
+        for (size_t column = 0; column < a->width; column += BB_LANES) {
+            const __mmask16 lanes = lanes_inside(column, a->width);
             const size_t at = row * a->width + column;
             const __mmask16 inside = load_flags(job->window + at, lanes);
             const __m512 gradient = load_operand(job->gradient, at, type, lanes);
-            const __m512 dx = _mm512_maskz_mul_ps(inside, gradient, factor);
-            _mm512_mask_storeu_ps(job->dx + at, lanes, dx);
-            sum = _mm512_add_ps(sum, dx);
-            if (kind == BB_UNSIGNED) ratios = _mm512_fmadd_ps(dx, shifted(a, row, column, lanes), ratios);
+            const __m512 dt = _mm512_maskz_mul_ps(inside, gradient, factor);
+            if (sums) _mm512_mask_storeu_ps(sums + column, lanes, _mm512_add_ps(load_floats(sums + column, lanes), dt));
+            const __m512 x = gelu || kind == BB_UNSIGNED ? load_floats(a->x + at, lanes) : dt;
+            const __m512 cdf = gelu ? normal_cdf(x) : dt;
+            if (kind == BB_UNSIGNED) ratios = _mm512_fmadd_ps(dt, shifted(a, gelu ? _mm512_mul_ps(x, cdf) : x, column, lanes), ratios);
+            _mm512_mask_storeu_ps(job->dx + at, lanes, gelu ? _mm512_mul_ps(dt, gelu_slope(x, cdf)) : dt);
         }
-        if (job->sums) _mm512_mask_storeu_ps(job->sums + index * a->width + column, lanes, sum);
-    }
     if (kind == BB_UNSIGNED) job->step_sums[index] = -_mm512_reduce_add_ps(ratios) / a->step;
 }
 
 static void binarize_backward_block(void *context, size_t worker, size_t index) {
     (void)worker;
     const binarize_job *job = context;
-    const int is_signed = job->a->kind == BB_SIGNED;
     if (job->type == BB_BFLOAT16)
-        is_signed ? binarize_backward_rows(job, index, BB_BFLOAT16, BB_SIGNED) : binarize_backward_rows(job, index, BB_BFLOAT16, BB_UNSIGNED);
+        WITH_CONSTANTS(binarize_backward_rows, BB_BFLOAT16);
     else
-        is_signed ? binarize_backward_rows(job, index, BB_FLOAT32, BB_SIGNED) : binarize_backward_rows(job, index, BB_FLOAT32, BB_UNSIGNED);
+        WITH_CONSTANTS(binarize_backward_rows, BB_FLOAT32);
 }
 
 /* Sums of the blocks, one after the other, in double. */
@@ -169,18 +182,17 @@ void bb_training_scale_bias(bb_pool *pool, void *values, const float *scale, siz
 BB_INLINE void upstream_rows(const scale_job *job, size_t index, const int type) {
     const __m512 spread = _mm512_set1_ps(job->scale[0]);
     const size_t end = block_end(job->blocks, index);
-    for (size_t column = 0; column < job->width; column += BB_LANES) {
-        const __mmask16 lanes = lanes_inside(column, job->width);
-        const __m512 scale = job->num_scales == 1 ? spread : load_floats(job->scale + column, lanes);
-        __m512 sum = _mm512_setzero_ps();
-        for (size_t row = index * job->blocks.per_block; row < end; row++) {
+    float *sums = job->sums + index * job->width;
+    memset(sums, 0, job->width * sizeof *sums);
+    for (size_t row = index * job->blocks.per_block; row < end; row++)
+        for (size_t column = 0; column < job->width; column += BB_LANES) {
+            const __mmask16 lanes = lanes_inside(column, job->width);
+            const __m512 scale = job->num_scales == 1 ? spread : load_floats(job->scale + column, lanes);
             const size_t at = row * job->width + column;
             const __m512 gradient = load_floats(job->in + at, lanes);
-            sum = _mm512_add_ps(sum, gradient);
+            _mm512_mask_storeu_ps(sums + column, lanes, _mm512_add_ps(load_floats(sums + column, lanes), gradient));
             store_operand(job->out, at, type, lanes, _mm512_mul_ps(gradient, scale));
         }
-        _mm512_mask_storeu_ps(job->sums + index * job->width + column, lanes, sum);
-    }
 }
 
 static void upstream_block(void *context, size_t worker, size_t index) {

@@ -17,27 +17,6 @@ typedef struct {
     uint8_t *kept;
 } pointwise_job;
 
-/* erfc(z), relative error below 4e-7 near 0 and 3e-6 in the tail, for z of any sign.
- *
- * erfc(z) = t exp(-z^2 + P(t)) with t = 1 / (1 + z / 2) for z >= 0; P is a Chebyshev fit of log(erfcx(z) / t) on
- * 0.06 <= t <= 1. Never 0: the tail of GELU keeps its sign.
- */
-BB_INLINE __m512 lanes_erfc(__m512 z) {
-    static const float fit[] = {-1.26551354f,   1.00008082f,  0.373245209f,  0.10291163f,   -0.211165816f,
-                                0.339376718f, -1.22522891f, 1.56874156f, -0.861461818f, 0.179014191f};
-    const __m512 a = _mm512_min_ps(_mm512_abs_ps(z), _mm512_set1_ps(9.0f));
-    const __m512 t = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_fmadd_ps(a, _mm512_set1_ps(0.5f), _mm512_set1_ps(1.0f)));
-    __m512 p = _mm512_set1_ps(fit[9]);
-    for (int i = 8; i >= 0; i--) p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(fit[i]));
-    const __m512 tail = _mm512_mul_ps(t, lanes_exp(_mm512_fnmadd_ps(a, a, p)));
-    const __mmask16 negative = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_LT_OQ);
-    return _mm512_mask_sub_ps(tail, negative, _mm512_set1_ps(2.0f), tail);
-}
-
-BB_INLINE __m512 normal_cdf(__m512 x) {
-    return _mm512_mul_ps(lanes_erfc(_mm512_mul_ps(x, _mm512_set1_ps(-0.707106781f))), _mm512_set1_ps(0.5f));
-}
-
 static void gelu_block(void *context, size_t worker, size_t index) {
     (void)worker;
     const pointwise_job *job = context;
@@ -56,9 +35,7 @@ static void gelu_backward_block(void *context, size_t worker, size_t index) {
     for (size_t at = index * job->blocks.per_block; at < end; at += BB_LANES) {
         const __mmask16 lanes = lanes_inside(at, end);
         const __m512 x = load_floats(job->x + at, lanes), gradient = load_floats(job->gradient + at, lanes);
-        const __m512 bell = lanes_exp(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f)));
-        const __m512 density = _mm512_mul_ps(bell, _mm512_set1_ps(0.398942280f));
-        _mm512_mask_storeu_ps(job->out + at, lanes, _mm512_mul_ps(gradient, _mm512_fmadd_ps(x, density, normal_cdf(x))));
+        _mm512_mask_storeu_ps(job->out + at, lanes, _mm512_mul_ps(gradient, gelu_slope(x, normal_cdf(x))));
     }
 }
 

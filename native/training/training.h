@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define BB_TRAINING_API __attribute__((visibility("default")))
-#define BB_TRAINING_ABI_VERSION 2
+#define BB_TRAINING_ABI_VERSION 3
 
 /* How an operand of a product is stored. */
 enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
@@ -31,20 +31,21 @@ BB_TRAINING_API int bb_training_supported(void);
 BB_TRAINING_API bb_pool *bb_training_pool(size_t num_threads);
 BB_TRAINING_API void bb_training_pool_free(bb_pool *pool);
 
-/* A matrix (rows, width) of activations that is binarized; t = x + shift. */
+/* A matrix (rows, width) of activations that is binarized; t = x + shift, or gelu(x) + shift. */
 typedef struct {
     const float *x;
     const float *shift; /* (width), or NULL */
     float step;
     int kind;
+    int gelu; /* 0 or 1 */
     size_t rows, width;
 } bb_activations;
 
 /* codes (rows, width) of type `codes_type`, window (rows, width) of 0 or 1. */
 BB_TRAINING_API void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int codes_type, void *codes, uint8_t *window);
 
-/* dx = gradient * factor * window and dshift = sum of dx over rows; for unsigned codes also
- * dstep = -sum(dx * t / step). gradient is BB_BFLOAT16 or BB_FLOAT32; dshift and dstep may be NULL. */
+/* dt = gradient * factor * window, dshift = sum of dt over rows, and dx = dt, times gelu'(x) where that came before; for
+ * unsigned codes also dstep = -sum(dt * t / step). gradient is BB_BFLOAT16 or BB_FLOAT32; dshift and dstep may be NULL. */
 BB_TRAINING_API void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activations, const void *gradient, int gradient_type,
                                                    float factor, const uint8_t *window, float *dx, float *dshift, float *dstep);
 

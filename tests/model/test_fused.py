@@ -275,3 +275,26 @@ def test_weighted_squares(use: Any, shape: tuple[int, ...]) -> None:
         assert a.grad is not None
         results.append({"total": total.detach(), "a": a.grad})
     assert_close(results[1], results[0], relative=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+def test_gelu_before_a_binary_linear(use: Any, kind: str) -> None:
+    """The feed-forward block's second layer takes what comes before gelu, where the kernels run."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.output = make_linear(130, 37, kind, "tensor")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(x, after_gelu=True) if self.output.takes_gelu(x) else self.output(gelu(x))
+
+    block, x = Block(), torch.randn(2, 700, 130)
+    use("torch")
+    expected = run(block, x)
+    use("native")
+    assert block.output.takes_gelu(x) == (load_kernels() is not None)
+    found = run(block, x)
+    assert_close(found, expected, relative=1e-5)
+    block.output.input_binarizer.monitor = BinarizerStatistics()
+    assert not block.output.takes_gelu(x)
