@@ -39,8 +39,8 @@ def test_a_config_recorded_before_a_key_existed_is_the_same_run(tmp_path: Path) 
     del fields["loss"]["hidden_units"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(fields))
     refuse_other_run(config)
+    loss = config.loss.model_copy(update={"hidden_units": "teacher_variance"})
     with pytest.raises(UserError, match='"hidden_units": "teacher_variance"'):
-        loss = config.loss.model_copy(update={"hidden_units": "teacher_variance"})
         refuse_other_run(config.model_copy(update={"loss": loss}))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**fields, "gone": 1}))
     with pytest.raises(UserError, match="holds a run with gone=1, this config says null"):
