@@ -29,7 +29,7 @@ import numpy as np
 from bench_runtime import processor
 from rich.progress import track
 
-from bitbert.memory import use_huge_pages
+from bitbert.memory import prepare_memory
 
 SHAPES = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    use_huge_pages()  # for all three, as the trainer does for itself
+    prepare_memory()  # for all three, as the trainer does for itself
     import torch
 
     torch.set_num_threads(options.threads)

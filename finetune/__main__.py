@@ -7,7 +7,7 @@ import typer
 
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import run_door
-from bitbert.memory import use_huge_pages
+from bitbert.memory import prepare_memory
 from bitbert.tracking import check_mlflow_uri
 
 from .config import FinetuneConfig
@@ -89,7 +89,7 @@ def finetune(
 
 
 def main() -> None:
-    use_huge_pages()
+    prepare_memory()
     run_door(app)
 
 

@@ -10,7 +10,7 @@ import typer
 from bitbert.config import config_yaml, load_config
 from bitbert.distributed import log
 from bitbert.errors import run_door
-from bitbert.memory import use_huge_pages
+from bitbert.memory import prepare_memory
 
 from .config import PretrainConfig
 from .head_config import TeacherHeadConfig
@@ -167,7 +167,7 @@ def sync(
 
 
 def main() -> None:
-    use_huge_pages()
+    prepare_memory()
     arguments = sys.argv[1:]
     if arguments and arguments[0] not in _COMMANDS:
         arguments = ["run", *arguments]

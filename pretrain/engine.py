@@ -84,6 +84,9 @@ class Engine:
             config=deepspeed_config(config, topology),
             dist_init_required=False,
         )
+        if topology.world_size == 1:
+            # A sum over one rank: stage 0 would copy all gradients into one tensor for it, and back.
+            self._engine.allreduce_no_retain = lambda *arguments, **options: None
         self.optimizer = optimizer
         self._stage = config.zero_stage
         self._zero = self._engine.optimizer if self._stage else None
