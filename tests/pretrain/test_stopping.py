@@ -15,6 +15,7 @@ from bitbert.pretrain.preempt import Preemption
 from bitbert.pretrain.run_folder import refuse_other_run
 from tests.conftest import REPOSITORY, run_module
 from tests.pretrain import runs
+from tests.pretrain.settings import tiny_overrides
 
 
 def test_a_stop_file_asks_until_it_is_acknowledged(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ WSD = ("optimizer.schedule=warmup-stable-decay", "optimizer.decay_steps=2", "eva
 def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    settings = (*runs.tiny_overrides(tiny_shards, tiny_teacher), *WSD)
+    settings = (*tiny_overrides(tiny_shards, tiny_teacher), *WSD)
     long = tmp_path / "long"
     runs.run_here(long, *settings, "steps=8")
     copied = runs.as_killed_after(3, long, tmp_path / "copied")
