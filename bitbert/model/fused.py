@@ -228,11 +228,11 @@ def fused_dropout(kernels: Kernels, x: Tensor, random: Tensor, limit: int, facto
 class _Squares(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-        rows = [x.contiguous().view(-1, x.shape[-1]) for x in (a, b)]
+        ours, theirs = (x.contiguous().view(-1, x.shape[-1]) for x in (a, b))
         weights = weights.contiguous().view(-1)
-        ctx.save_for_backward(*rows, weights)
+        ctx.save_for_backward(ours, theirs, weights)
         ctx.kernels, ctx.shape = kernels, a.shape
-        return kernels.squares(*rows, weights)
+        return kernels.squares(ours, theirs, weights)
 
     @staticmethod
     @once_differentiable
