@@ -1,5 +1,6 @@
 """Self-attention on bits, with BiPFT's low-rank estimators of what binarizing Q, K and V loses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +43,24 @@ class ResidualEstimator(nn.Module):
         self.value_residual = nn.Linear(hidden_size, num_sets)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, positions, hidden) -> E (batch, sets, positions, positions), r_v (batch, sets, positions, 1)."""
+        """(batch, positions, hidden) -> E (batch, sets, positions, positions), r_v (batch, sets, positions, 1).
 
-        def factor(linear: nn.Linear) -> Tensor:
-            return linear(hidden_states).unflatten(-1, (self.num_sets, -1)).transpose(1, 2)
+        In float32 also under autocast: casting the input costs more than these products, and E decides bits.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            outputs = self._maps(hidden_states.float())
+            q_p, k_p, q_m, k_m, r_v = (x.unflatten(-1, (self.num_sets, -1)).transpose(1, 2) for x in outputs)
+            queries, keys = torch.cat([q_m + q_p, q_p], dim=-1), torch.cat([k_p, k_m], dim=-1)
+            return queries @ keys.transpose(-1, -2), r_v
 
-        q_p, k_p = factor(self.query_residual), factor(self.key_residual)
-        q_m, k_m = factor(self.query_binary), factor(self.key_binary)
-        scores = (q_m + q_p) @ k_p.transpose(-1, -2) + q_p @ k_m.transpose(-1, -2)
-        return scores, factor(self.value_residual)
+    def _maps(self, x: Tensor) -> Sequence[Tensor]:
+        """Outputs of the five maps; one product where their weights are at hand."""
+        linears = (self.query_residual, self.key_residual, self.query_binary, self.key_binary, self.value_residual)
+        weights = [linear.weight for linear in linears]
+        if not all(weight.numel() for weight in weights):  # ZeRO stage 3 fetches them when the modules are called
+            return [linear(x) for linear in linears]
+        joined = nn.functional.linear(x, torch.cat(weights), torch.cat([linear.bias for linear in linears]))
+        return joined.split([len(weight) for weight in weights], dim=-1)
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -149,9 +159,13 @@ class BinarySelfAttention(nn.Module):
         bit_step = attended.bit_step
         if inputs.random is not None:
             bit_step = bit_step / (1 - self.dropout_probability)
-        context = (attended.bits @ attended.values) * (bit_step * attended.value_step)
-        if value_residual is not None:
-            context = context + (attended.bits @ value_residual) * bit_step
+        values = attended.values
+        if value_residual is None:
+            context = (attended.bits @ values) * (bit_step * attended.value_step)
+        else:  # one product: r_v is a channel more of the values
+            channel = value_residual.to(values.dtype).expand(*values.shape[:-1], 1)
+            joined = attended.bits @ torch.cat([values, channel], dim=-1)
+            context = joined[..., :-1] * (bit_step * attended.value_step) + joined[..., -1:] * bit_step
         batch, _, positions, _ = context.shape
         context = context.transpose(1, 2).reshape(batch, positions, -1)
         probabilities = attended.bits * bit_step if output_attentions else None
