@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bitbert.model.fused import weighted_squares
 from bitbert.model.taps import ProjectionTap
 
 from .config import RELATIONS, LossSection
@@ -123,7 +124,7 @@ def hidden_state_loss(
     squares = []
     for ours, theirs in zip(student, teacher, strict=True):
         weights = mask if units == "absolute" else mask / theirs.var(-1, correction=0, keepdim=True)
-        squares.append(((ours - theirs).square() * weights).sum())
+        squares.append(weighted_squares(ours, theirs, weights))
     return torch.stack(squares).sum() / (len(student) * num_tokens * student[0].shape[-1])
 
 

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bitbert.model.binarize import weight_statistics
-from bitbert.model.kernels import Kernels, Scores, product_dtype
+from bitbert.model.kernels import Kernels, Scores, kernels_for, product_dtype
 
 EXACT_IN_BFLOAT16 = 256
 """bfloat16 holds every integer up to this: longer sums of ±1 are taken in float32."""
@@ -37,8 +37,7 @@ class _BinaryLinear(Function):
         center, scale = weight_statistics(weight, weight_scale)
         signs, scale = kernels.signs(weight, center.item()), scale.flatten()
         codes = codes.view(-1, x.shape[-1])
-        product = torch._int_mm(codes, signs.T)
-        y = kernels.scale_bias(product, scale * step, bias)
+        y = kernels.product(codes, signs, scale * step, bias)
         # The inputs of unsigned codes are needed for the gradient of the step, those of signed codes are not.
         ctx.save_for_backward(codes, window, signs, scale, step, shift, x if kind == "unsigned" else None)
         ctx.kernels, ctx.kind, ctx.dtype = kernels, kind, product_dtype(x)
@@ -224,3 +223,27 @@ class _Dropout(Function):
 def fused_dropout(kernels: Kernels, x: Tensor, random: Tensor, limit: int, factor: float) -> Tensor:
     """x * factor where random >= limit, else 0."""
     return _Dropout.apply(kernels, x, random, limit, factor)
+
+
+class _Squares(Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+        ours, theirs = (x.contiguous().view(-1, x.shape[-1]) for x in (a, b))
+        weights = weights.contiguous().view(-1)
+        ctx.save_for_backward(ours, theirs, weights)
+        ctx.kernels, ctx.shape = kernels, a.shape
+        return kernels.squares(ours, theirs, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        a, b, weights = ctx.saved_tensors
+        return None, ctx.kernels.squares_backward(gradient.item(), a, b, weights).view(ctx.shape), None, None
+
+
+def weighted_squares(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * (a - b)^2, a scalar; a, b (..., width), weights (..., 1). Gradients flow to ``a`` alone."""
+    kernels = kernels_for(a)
+    if kernels is None or b.dtype != torch.float32 or weights.dtype != torch.float32:
+        return ((a - b.detach()).square() * weights.detach()).sum()
+    return _Squares.apply(kernels, a, b, weights)

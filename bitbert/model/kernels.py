@@ -22,7 +22,7 @@ from bitbert.shared_library import load_shared_library
 LIBRARY = Path(__file__).with_name("libbitbert_training.so")
 SWITCH = "BITBERT_TRAINING_KERNELS"
 """Environment variable: ``torch`` leaves the native kernels out."""
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float32: 2}
 _KINDS = {"signed": 0, "unsigned": 1}
 _P, _N = c_void_p, c_size_t
@@ -51,11 +51,14 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "binarize_backward": (POINTER(_Activations), _P, c_int, c_float, _P, _P, _P, _P),
     "signs": (_P, c_float, _N, _P),
     "scale_bias": (_P, _P, _N, _P, _N, _N),
+    "product": (_P, _P, _P, _N, _P, _N, _N, _N, _P),
     "upstream": (_P, _P, _N, _N, _N, c_int, _P, _P),
     "weight_gradient": (_P, c_int, _P, _P, _N, c_float, _N, _N, _P, _P),
     "gelu": (_P, _N, _P),
     "gelu_backward": (_P, _P, _N, _P),
     "dropout": (_P, _P, c_int16, c_float, _N, _P, _P),
+    "squares": (_P, _P, _P, _N, _N, _P),
+    "squares_backward": (c_float, _P, _P, _P, _N, _N, _P),
     "attend": (POINTER(_Scores), _P, _P, _P),
     "attend_backward": (POINTER(_Scores), _P, _P, _P, _P, _P, _P),
 }
@@ -74,6 +77,7 @@ class Kernels:
             self._functions[name] = function
         library.bb_training_pool.restype, library.bb_training_pool.argtypes = c_void_p, (c_size_t,)
         library.bb_training_pool_free.restype, library.bb_training_pool_free.argtypes = None, (c_void_p,)
+        self._has_tiles = bool(library.bb_training_tiles())
         os.register_at_fork(after_in_child=self._forget_pool)
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -121,9 +125,17 @@ class Kernels:
         self.call("signs", weight, threshold, weight.numel(), signs)
         return signs
 
-    def scale_bias(self, product: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        """product (rows, width), int32, * scale (1,) or (width,) + bias, as float32 in the same memory."""
-        rows, width = product.shape
+    def product(self, codes: Tensor, signs: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        """(codes (rows, depth) @ signs (width, depth)^T) * scale (1,) or (width,) + bias, float32; both int8.
+
+        On AMX tiles where the processor has them and the shape fits, else on torch's product: the same bits.
+        """
+        (rows, depth), width = codes.shape, len(signs)
+        if self._has_tiles and rows % 32 == 0 and width % 32 == 0 and depth % 64 == 0:
+            out = torch.empty(rows, width)
+            self.call("product", codes, signs, scale, scale.numel(), bias, rows, depth, width, out)
+            return out
+        product = torch._int_mm(codes, signs.T)
         self.call("scale_bias", product, scale, scale.numel(), bias, rows, width)
         return product.view(torch.float32)
 
@@ -157,6 +169,18 @@ class Kernels:
         y, kept = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
         self.call("dropout", x, random, limit, factor, x.numel(), y, kept)
         return y, kept
+
+    def squares(self, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+        """Scalar: sum of weights (rows,) * (a - b)^2 over a, b (rows, width)."""
+        total = torch.empty(())
+        self.call("squares", a, b, weights, *a.shape, total)
+        return total
+
+    def squares_backward(self, gradient: float, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+        """``gradient`` of that sum -> the gradient of a."""
+        da = torch.empty_like(a)
+        self.call("squares_backward", gradient, a, b, weights, *a.shape, da)
+        return da
 
     def attend(self, scores: "Scores") -> tuple[Tensor, Tensor, Tensor]:
         """Attended bits (dtype of the scores), probabilities (float32) and the gradient's gate (bool)."""

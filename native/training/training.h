@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define BB_TRAINING_API __attribute__((visibility("default")))
-#define BB_TRAINING_ABI_VERSION 1
+#define BB_TRAINING_ABI_VERSION 2
 
 /* How an operand of a product is stored. */
 enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
@@ -55,6 +55,14 @@ BB_TRAINING_API void bb_training_signs(bb_pool *pool, const float *weight, float
 BB_TRAINING_API void bb_training_scale_bias(bb_pool *pool, void *values, const float *scale, size_t num_scales, const float *bias, size_t rows,
                                             size_t width);
 
+/* Whether this process may use AMX tiles of bytes, for bb_training_product. */
+BB_TRAINING_API int bb_training_tiles(void);
+
+/* out (rows, width) = (codes (rows, depth) @ signs (width, depth)^T) * scale + bias: a product and bb_training_scale_bias in
+ * one. rows and width are multiples of 32, depth is one of 64. num_scales is 1 or width. */
+BB_TRAINING_API void bb_training_product(bb_pool *pool, const int8_t *codes, const int8_t *signs, const float *scale, size_t num_scales,
+                                         const float *bias, size_t rows, size_t depth, size_t width, float *out);
+
 /* out = gradient * scale as BB_BFLOAT16 or BB_FLOAT32; dbias (width) = sum of gradient over rows. */
 BB_TRAINING_API void bb_training_upstream(bb_pool *pool, const float *gradient, const float *scale, size_t num_scales, size_t rows, size_t width,
                                           int out_type, void *out, float *dbias);
@@ -72,6 +80,12 @@ BB_TRAINING_API void bb_training_gelu_backward(bb_pool *pool, const float *gradi
  * y = x * factor where kept, else 0; kept (count) of 0 or 1. */
 BB_TRAINING_API void bb_training_dropout(bb_pool *pool, const float *x, const int16_t *random, int16_t limit, float factor, size_t count,
                                          float *y, uint8_t *kept);
+
+/* sum of weights[row] * (a - b)^2 over (rows, width), and da = 2 * gradient * weights[row] * (a - b). */
+BB_TRAINING_API void bb_training_squares(bb_pool *pool, const float *a, const float *b, const float *weights, size_t rows, size_t width,
+                                         float *sum);
+BB_TRAINING_API void bb_training_squares_backward(bb_pool *pool, float gradient, const float *a, const float *b, const float *weights,
+                                                  size_t rows, size_t width, float *da);
 
 /* Scores (batch, heads, queries, keys) on their way to attended bits:
  * p = softmax((score * factor + residual) * inverse_root + bias), attended = 1 where p > step / 2 and kept. */

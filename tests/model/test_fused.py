@@ -13,6 +13,7 @@ from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
 from bitbert.model import kernels as kernels_module
 from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.dropout import Dropout, draw, drop_limit
+from bitbert.model.fused import weighted_squares
 from bitbert.model.kernels import SWITCH, Scores, load_kernels, why_no_kernels
 from bitbert.model.layers import gelu
 from bitbert.model.linear import BinarizerStatistics, BinaryLinear
@@ -247,3 +248,30 @@ def test_a_library_that_does_not_load_is_refused(use: Any, monkeypatch: pytest.M
     monkeypatch.setattr(kernels_module, "LIBRARY", tmp_path / "broken.so")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_kernels()
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 32), (288, 128, 544), (96, 3072, 96)])
+@pytest.mark.parametrize("num_scales", ["tensor", "channel"])
+def test_products_on_tiles_are_those_of_torch(shape: tuple[int, int, int], num_scales: str) -> None:
+    kernels = load_kernels()
+    if kernels is None:
+        return
+    rows, depth, width = shape
+    codes, signs = torch.randint(-1, 2, (rows, depth)), torch.randint(0, 2, (width, depth)) * 2 - 1
+    scale, bias = torch.rand(1 if num_scales == "tensor" else width), torch.randn(width)
+    found = kernels.product(codes.to(torch.int8), signs.to(torch.int8), scale, bias)
+    assert torch.equal(found, (codes @ signs.T).float() * scale + bias)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (4, 9, 48), (3, 700, 130)])
+def test_weighted_squares(use: Any, shape: tuple[int, ...]) -> None:
+    weights, b = torch.rand(*shape[:-1], 1), torch.randn(shape)
+    results = []
+    for name in ("torch", "native"):
+        use(name)
+        a = torch.ones(shape).requires_grad_(True)
+        total = weighted_squares(a, b, weights)
+        (3 * total).backward()
+        assert a.grad is not None
+        results.append({"total": total.detach(), "a": a.grad})
+    assert_close(results[1], results[0], relative=1e-6)
