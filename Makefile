@@ -10,7 +10,7 @@ DEMO := runs/demo
 setup: $(STAMP)
 
 # Does nothing while neither the dependencies nor the C sources change.
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard native/src/* native/include/*)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard native/src/* native/include/* native/training/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

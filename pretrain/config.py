@@ -89,6 +89,14 @@ class OptimizerSection(FrozenConfig):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, description="on weight matrices only")] = 0.0
+    word_table_rate: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="the word table's learning rate as a share of that of the rest: Adam moves the row of a rare "
+            "word far at each appearance, and flips bits that it cannot mend until the next",
+        ),
+    ] = 1.0
     gradient_clipping: Annotated[float, Field(ge=0, description="global norm; 0 = off, as published")] = 0.0
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.precision import products_in
 
 from .config import PretrainConfig
+from .optim import set_learning_rate
 from .tensor_file import TensorSpec
 from .zero import TrainingTensors
 
@@ -128,8 +129,7 @@ class Engine:
 
     def update(self, learning_rate: float) -> None:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         self._engine.step()
 
     def skip_update(self) -> None:

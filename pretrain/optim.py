@@ -6,21 +6,43 @@ from torch import nn
 from .config import OptimizerSection
 from .lamb import Lamb
 
+_RATE = "rate_share"
+
 
 def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.Optimizer:
-    """The configured optimizer over ``model``: matrices decay (and adapt, under LAMB), everything else does not."""
+    """The configured optimizer over ``model``: matrices decay (and adapt, under LAMB), everything else does not.
+
+    The word table is a group of its own where its rate is.
+    """
     learned = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [parameter for name, parameter in learned if decays(name, parameter)]
+    tables = [parameter for name, parameter in learned if config.word_table_rate != 1 and _is_word_table(name)]
+    matrices = [
+        parameter
+        for name, parameter in learned
+        if decays(name, parameter) and not any(parameter is table for table in tables)
+    ]
     others = [parameter for name, parameter in learned if not decays(name, parameter)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if tables:
+        groups.append({"params": tables, "weight_decay": config.weight_decay, _RATE: config.word_table_rate})
     betas = (config.beta1, config.beta2)
     if config.name == "lamb":
         groups[1]["adapt"] = False
         return Lamb(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate: ``rate`` times the group's share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(_RATE, 1.0)
+
+
+def _is_word_table(name: str) -> bool:
+    return name.endswith("word_embeddings.weight")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

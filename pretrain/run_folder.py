@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from bitbert.config import dump_config
 from bitbert.errors import UserError
@@ -48,7 +49,7 @@ def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     """
     path = Path(config.output) / CONFIG_FILE
     if path.exists():
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old = _with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(config))
         recorded, wanted = _identity(old), _identity(config.model_dump(mode="json"))
         changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
         if changed == ["steps"] and not recorded["phases"]:
@@ -100,6 +101,14 @@ def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:
     """
     refuse_other_run(config)
     dump_config(config, Path(config.output) / CONFIG_FILE)
+
+
+def _with_defaults(recorded: dict[str, Any], kind: type[PretrainConfig | TeacherHeadConfig]) -> dict[str, Any]:
+    """A recorded config with the keys that came later: their defaults are what the run did without them."""
+    try:
+        return kind.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:
+        return recorded  # keys that are gone: the comparison names one
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .config import LossSection
 from .data import Batch, BatchMaker
 from .evaluate import EVALUATION_EPOCH
 from .head_config import TeacherHeadConfig
-from .optim import build_optimizer
+from .optim import build_optimizer, set_learning_rate
 from .preempt import PreemptedError, Preemption
 from .progress import progress_bar
 from .run import TRAINING_FILE, open_shards
@@ -147,8 +147,7 @@ class _Training:
             decay_steps=section.decay_steps,
             floor=section.floor,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         size = self.config.batch_size
         batch = self.train.batch(self.train.sample_rows(self.step * size, size)).to(self.device)
         loss = nn.functional.cross_entropy(self._logits(batch), batch.labels)

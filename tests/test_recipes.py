@@ -122,8 +122,8 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     again = series("channel")
     assert again["complete"]
     assert again["rows"] == [trained]
-    with pytest.raises(UserError, match="holds a run with steps=2"):
-        choose_recipe.read_recipes(tiny_recipes, ["steps=3"], tmp_path / "work", [])
+    with pytest.raises(UserError, match="holds a run with seed=42"):
+        choose_recipe.read_recipes(tiny_recipes, ["seed=7"], tmp_path / "work", [])
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -45,10 +45,10 @@ class ResidualEstimator(nn.Module):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, positions, hidden) -> E (batch, sets, positions, positions), r_v (batch, sets, positions, 1).
 
-        In float32 also under autocast: casting the input costs more than these products, and E decides bits.
+        In the weights' float32 also under autocast: casting the input costs more than these products, and E decides bits.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
-            outputs = self._maps(hidden_states.float())
+            outputs = self._maps(hidden_states.to(self.query_residual.weight.dtype))
             q_p, k_p, q_m, k_m, r_v = (x.unflatten(-1, (self.num_sets, -1)).transpose(1, 2) for x in outputs)
             queries, keys = torch.cat([q_m + q_p, q_p], dim=-1), torch.cat([k_p, k_m], dim=-1)
             return queries @ keys.transpose(-1, -2), r_v

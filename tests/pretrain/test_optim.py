@@ -6,7 +6,7 @@ import torch
 from bitbert.model.configuration import PRESETS
 from bitbert.pretrain.config import OptimizerSection
 from bitbert.pretrain.lamb import Lamb
-from bitbert.pretrain.optim import build_optimizer
+from bitbert.pretrain.optim import build_optimizer, set_learning_rate
 from tests.conftest import tiny_model
 
 
@@ -84,3 +84,17 @@ def test_groups(name: str, method: str) -> None:
     assert any(key.endswith("split_weight") for key in matrices) == model.config.split_weights
     if name == "lamb":
         assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_the_word_table_moves_at_its_share_of_the_rate(name: str) -> None:
+    model = tiny_model("bipft-b", vocab_size=60)
+    section = OptimizerSection(name=name, weight_decay=0.5, word_table_rate=0.25)
+    optimizer = build_optimizer(model, section)
+    set_learning_rate(optimizer, 0.8)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.8, 0.8, 0.2]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0, 0.5]
+    (table,) = optimizer.param_groups[2]["params"]
+    assert table is model.get_input_embeddings().weight
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len({id(parameter) for parameter in members}) == len(members) == len(list(model.parameters()))

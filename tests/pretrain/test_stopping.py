@@ -15,6 +15,7 @@ from bitbert.pretrain.preempt import Preemption
 from bitbert.pretrain.run_folder import refuse_other_run
 from tests.conftest import REPOSITORY, run_module
 from tests.pretrain import runs
+from tests.pretrain.settings import tiny_overrides
 
 
 def test_a_stop_file_asks_until_it_is_acknowledged(tmp_path: Path) -> None:
@@ -33,13 +34,27 @@ def test_a_stop_file_asks_until_it_is_acknowledged(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_config_recorded_before_a_key_existed_is_the_same_run(tmp_path: Path) -> None:
+    config = load_config(PretrainConfig, REPOSITORY / "configs/pretrain/smoke.yaml", [f"output={tmp_path}"])
+    fields = config.model_dump(mode="json")
+    del fields["loss"]["hidden_units"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(fields))
+    refuse_other_run(config)
+    loss = config.loss.model_copy(update={"hidden_units": "teacher_variance"})
+    with pytest.raises(UserError, match='"hidden_units": "teacher_variance"'):
+        refuse_other_run(config.model_copy(update={"loss": loss}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**fields, "gone": 1}))
+    with pytest.raises(UserError, match="holds a run with gone=1, this config says null"):
+        refuse_other_run(config)
+
+
 WSD = ("optimizer.schedule=warmup-stable-decay", "optimizer.decay_steps=2", "eval_every=0", "keep_checkpoints=9")
 
 
 def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    settings = (*runs.tiny_overrides(tiny_shards, tiny_teacher), *WSD)
+    settings = (*tiny_overrides(tiny_shards, tiny_teacher), *WSD)
     long = tmp_path / "long"
     runs.run_here(long, *settings, "steps=8")
     copied = runs.as_killed_after(3, long, tmp_path / "copied")

@@ -97,7 +97,6 @@ def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[i
 def cut(run: Path, copy: Path) -> Path:
     """What a kill right after the checkpoint of step 2 leaves."""
     shutil.copytree(run, copy)
-    (copy / "config.yaml").unlink()
     shutil.rmtree(copy / "final")
     shutil.rmtree(copy / "checkpoints" / "step-00000004")
     (copy / "checkpoints" / "latest").write_text("step-00000002\n", encoding="utf-8")
