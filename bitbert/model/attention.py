@@ -45,7 +45,7 @@ class ResidualEstimator(nn.Module):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, positions, hidden) -> E (batch, sets, positions, positions), r_v (batch, sets, positions, 1).
 
-        In the weights' float32 also under autocast: casting the input costs more than these products, and E decides bits.
+        In the weights' float32 under autocast too: casting the input costs more than the products, and E decides bits.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             outputs = self._maps(hidden_states.to(self.query_residual.weight.dtype))

@@ -55,10 +55,23 @@ class _BinaryLinear(Function):
         dx, dshift, dstep = kernels.binarize_backward(
             dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0, gelu=ctx.gelu
         )
-        correlation = upstream.T @ codes.to(dtype)
+        correlation = _correlate(kernels, upstream, codes.to(dtype))
         dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, scale, step.item())
         dstep += dstep_of_product
         return None, dx, dshift, dstep, dweight, dbias, None, None, None
+
+
+def _correlate(kernels: Kernels, upstream: Tensor, codes: Tensor) -> Tensor:
+    """upstream (rows, out)^T @ codes (rows, in), dense.
+
+    A bfloat16 product reads a transposed operand at half its speed: the narrower one is transposed beforehand.
+    """
+    width, depth = upstream.shape[1], codes.shape[1]
+    if upstream.dtype != torch.bfloat16 or width == depth:
+        return upstream.T @ codes
+    if width < depth:
+        return kernels.transpose(upstream) @ codes
+    return kernels.transpose(kernels.transpose(codes) @ upstream)
 
 
 def binary_linear(

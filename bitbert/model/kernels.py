@@ -22,7 +22,7 @@ from bitbert.shared_library import load_shared_library
 LIBRARY = Path(__file__).with_name("libbitbert_training.so")
 SWITCH = "BITBERT_TRAINING_KERNELS"
 """Environment variable: ``torch`` leaves the native kernels out."""
-_ABI_VERSION = 3
+_ABI_VERSION = 4
 _TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float32: 2}
 _KINDS = {"signed": 0, "unsigned": 1}
 _P, _N = c_void_p, c_size_t
@@ -61,6 +61,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "scale_bias": (_P, _P, _N, _P, _N, _N),
     "product": (_P, _P, _P, _N, _P, _N, _N, _N, _P),
     "upstream": (_P, _P, _N, _N, _N, c_int, _P, _P),
+    "transpose": (_P, _N, _N, _P),
     "weight_gradient": (_P, c_int, _P, _P, _N, c_float, _N, _N, _P, _P),
     "gelu": (_P, _N, _P),
     "gelu_backward": (_P, _P, _N, _P),
@@ -154,6 +155,15 @@ class Kernels:
         out, dbias = torch.empty_like(gradient, dtype=dtype), torch.empty(width)
         self.call("upstream", gradient, scale, scale.numel(), rows, width, _TYPES[dtype], out, dbias)
         return out, dbias
+
+    def transpose(self, x: Tensor) -> Tensor:
+        """x (rows, width) as a dense (width, rows)."""
+        rows, width = x.shape
+        if x.dtype != torch.bfloat16 or rows % 32 or width % 16:
+            return x.T.contiguous()
+        out = torch.empty(width, rows, dtype=x.dtype)
+        self.call("transpose", x, rows, width, out)
+        return out
 
     def weight_gradient(self, correlation: Tensor, signs: Tensor, scale: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """correlation (rows, width) * step / scale (1,) or (rows,), float32; and sum(correlation * signs), (1,)."""

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define BB_TRAINING_API __attribute__((visibility("default")))
-#define BB_TRAINING_ABI_VERSION 3
+#define BB_TRAINING_ABI_VERSION 4
 
 /* How an operand of a product is stored. */
 enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
@@ -67,6 +67,9 @@ BB_TRAINING_API void bb_training_product(bb_pool *pool, const int8_t *codes, con
 /* out = gradient * scale as BB_BFLOAT16 or BB_FLOAT32; dbias (width) = sum of gradient over rows. */
 BB_TRAINING_API void bb_training_upstream(bb_pool *pool, const float *gradient, const float *scale, size_t num_scales, size_t rows, size_t width,
                                           int out_type, void *out, float *dbias);
+
+/* out (width, rows) = in (rows, width) transposed, both bfloat16; rows is a multiple of 32, width one of 16. */
+BB_TRAINING_API void bb_training_transpose(bb_pool *pool, const uint16_t *in, size_t rows, size_t width, uint16_t *out);
 
 /* From the correlation (rows, width) of the scaled gradient with the codes, of type `type`: dweight = correlation * step /
  * scale of its row, and dstep = sum(correlation * signs). num_scales is 1 or rows. */

@@ -78,8 +78,9 @@ def test_binary_linear(use: Any, kind: str, weight_scale: str, shape: tuple[int,
     assert_close(found, expected, relative=2e-6)
 
 
-def test_half_precision_keeps_every_forward_bit(use: Any) -> None:
-    linear, x = make_linear(384, 64, "signed", "tensor"), torch.randn(8, 16, 384)
+@pytest.mark.parametrize("width", [64, 384, 512])
+def test_half_precision_keeps_every_forward_bit(use: Any, width: int) -> None:
+    linear, x = make_linear(384, width, "signed", "tensor"), torch.randn(8, 16, 384)
     use("native")
     full, half = run(linear, x), run(linear, x, autocast=True)
     if load_kernels() is not None:
@@ -298,3 +299,12 @@ def test_gelu_before_a_binary_linear(use: Any, kind: str) -> None:
     assert_close(found, expected, relative=1e-5)
     block.output.input_binarizer.monitor = BinarizerStatistics()
     assert not block.output.takes_gelu(x)
+
+
+@pytest.mark.parametrize("shape", [(32, 16), (96, 80), (288, 1040), (5, 16), (32, 3)])
+def test_transpose(shape: tuple[int, int]) -> None:
+    kernels, x = load_kernels(), torch.randn(shape).bfloat16()
+    if kernels is not None:
+        found = kernels.transpose(x)
+        assert torch.equal(found, x.T)
+        assert found.is_contiguous()
