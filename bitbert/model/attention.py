@@ -46,7 +46,7 @@ class ResidualEstimator(nn.Module):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, positions, hidden) -> E (batch, sets, positions, positions), r_v (batch, sets, positions, 1).
 
-        In the weights' float32 also under autocast: casting the input costs more than these products, and E decides bits.
+        Not rounded under autocast: casting the input costs more than these products, and E decides bits.
         """
         with products_as_they_are(hidden_states.device):
             outputs = self._maps(hidden_states.to(self.query_residual.weight.dtype))
