@@ -126,8 +126,8 @@ class BinaryLinear(nn.Module):
         kernels = kernels_for(x)
         if kernels is not None and self.input_binarizer.is_plain:
             step = self.input_binarizer.plain_step(x if self.input_binarizer.monitor is None else x + self.shift)
-            fixed = {"kind": self.input_binarizer.kind, "weight_scale": self.weight_scale, "gelu": after_gelu}
-            return binary_linear(kernels, x, self.shift, step, self.weight, self.bias, **fixed)
+            fixed = {"kind": self.input_binarizer.kind, "weight_scale": self.weight_scale}
+            return binary_linear(kernels, x, self.shift, step, self.weight, self.bias, gelu=after_gelu, **fixed)
         assert not after_gelu
         codes, step = self.input_binarizer(x + self.shift)
         signs, scale = binarize_weight(self.weight, self.weight_scale)
