@@ -41,19 +41,21 @@ _MAY_CHANGE = (
 def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     """Check that the run folder is new or belongs to this config.
 
-    ``steps`` may change as long as that changes no rate of an update that was taken, which is what the
-    warmup-stable-decay schedule is for: lengthen a run, or copy its folder and let the copy decay early.
+    How it ends (``steps``, ``optimizer.decay_steps`` and ``floor``) may change as long as that changes no rate of an
+    update that was taken, which is what the warmup-stable-decay schedule is for: lengthen a run, or copy its folder
+    and let the copy decay early.
 
     Raises:
         UserError: the folder holds a run with another config.
     """
     path = Path(config.output) / CONFIG_FILE
     if path.exists():
+        new = config.model_dump(mode="json")
         old = _with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(config))
-        recorded, wanted = _identity(old), _identity(config.model_dump(mode="json"))
+        recorded, wanted = _identity(old), _identity(new)
         changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
-        if changed == ["steps"] and not recorded["phases"]:
-            _refuse_other_rates(config, old)
+        if changed and not recorded["phases"] and _without_ending(recorded) == _without_ending(wanted):
+            _refuse_other_rates(old, new)
         elif changed:
             key = changed[0]
             raise UserError(
@@ -63,28 +65,36 @@ def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
             )
 
 
-def _refuse_other_rates(config: PretrainConfig | TeacherHeadConfig, old: dict[str, Any]) -> None:
-    taken = newest_step(Path(config.output))
-    optimizer = config.optimizer
+def _without_ending(config: dict[str, Any]) -> dict[str, Any]:
+    optimizer = {
+        key: value for key, value in config.get("optimizer", {}).items() if key not in ("decay_steps", "floor")
+    }
+    return {**config, "steps": None, "optimizer": optimizer}
 
-    def last_rate(total_steps: int) -> float:
+
+def _refuse_other_rates(old: dict[str, Any], new: dict[str, Any]) -> None:
+    taken = newest_step(Path(new["output"]))
+
+    def last_rate(config: dict[str, Any]) -> float:
+        section = config["optimizer"]
         return learning_rate(
             taken - 1,
-            schedule=optimizer.schedule,
-            peak=optimizer.learning_rate,
-            warmup_steps=optimizer.warmup_steps,
-            total_steps=total_steps,
-            decay_steps=optimizer.decay_steps,
-            floor=optimizer.floor,
+            schedule=section["schedule"],
+            peak=section["learning_rate"],
+            warmup_steps=section["warmup_steps"],
+            total_steps=config["steps"],
+            decay_steps=section["decay_steps"],
+            floor=section["floor"],
         )
 
     # Rates fall once they fall, so that updates before the last one agree too.
-    if taken > config.steps or (taken and last_rate(old["steps"]) != last_rate(config.steps)):
+    if taken > new["steps"] or (taken and last_rate(old) != last_rate(new)):
+        schedule, decay = new["optimizer"]["schedule"], new["optimizer"]["decay_steps"]
         raise UserError(
-            f"run folder {config.output!r} has taken {taken} of steps={old['steps']}, and with steps={config.steps} "
-            f"some of these updates would have another learning rate ({optimizer.schedule}); only a "
-            "warmup-stable-decay run can be lengthened or shortened, before its decay begins. "
-            "Choose another output=..., or go on as it was"
+            f"run folder {new['output']!r} has taken {taken} of steps={old['steps']}, and with steps={new['steps']} "
+            f"and optimizer.decay_steps={decay} some of these updates would have another rate ({schedule}); only a "
+            "warmup-stable-decay run can end at another step, before its decay begins. Choose another output=..., "
+            "or go on as it was"
         )
 
 

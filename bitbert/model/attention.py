@@ -12,6 +12,7 @@ from bitbert.model.dropout import draw, drop_limit
 from bitbert.model.fused import EXACT_IN_BFLOAT16, attend, signed_codes
 from bitbert.model.kernels import Kernels, kernels_for, product_dtype
 from bitbert.model.linear import Binarizer, BinaryLinear
+from bitbert.model.precision import products_as_they_are
 
 
 class ResidualEstimator(nn.Module):
@@ -45,9 +46,9 @@ class ResidualEstimator(nn.Module):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, positions, hidden) -> E (batch, sets, positions, positions), r_v (batch, sets, positions, 1).
 
-        In the weights' float32 under autocast too: casting the input costs more than the products, and E decides bits.
+        Not rounded under autocast: casting the input costs more than these products, and E decides bits.
         """
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with products_as_they_are(hidden_states.device):
             outputs = self._maps(hidden_states.to(self.query_residual.weight.dtype))
             q_p, k_p, q_m, k_m, r_v = (x.unflatten(-1, (self.num_sets, -1)).transpose(1, 2) for x in outputs)
             queries, keys = torch.cat([q_m + q_p, q_p], dim=-1), torch.cat([k_p, k_m], dim=-1)

@@ -1,5 +1,7 @@
 """In which number format matrix products run."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from bitbert.config import Precision
@@ -12,3 +14,10 @@ def products_in(precision: Precision, device: torch.device) -> torch.autocast:
     float32: what is rounded in a student's forward pass is its value estimator; its gradients are rounded too.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def products_as_they_are(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which products run in the type of their operands, whatever autocast surrounds it."""
+    if not torch.amp.is_autocast_available(device.type):  # torch's "meta", on which models are counted
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

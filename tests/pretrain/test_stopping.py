@@ -58,21 +58,22 @@ def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     long = tmp_path / "long"
     runs.run_here(long, *settings, "steps=8")
     copied = runs.as_killed_after(3, long, tmp_path / "copied")
-    runs.run_here(copied, *settings, "steps=5")
-    runs.run_here(tmp_path / "short", *settings, "steps=5")
+    ending = ("steps=6", "optimizer.decay_steps=3")
+    runs.run_here(copied, *settings, *ending)
+    runs.run_here(tmp_path / "short", *settings, *ending)
     found, expected = (load_file(folder / "final" / "model.safetensors") for folder in (copied, tmp_path / "short"))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-    assert load_config(PretrainConfig, copied / "config.yaml", []).steps == 5
+    assert load_config(PretrainConfig, copied / "config.yaml", []).steps == 6
 
     for steps in (9, 7):  # its decay began at 6; fewer steps than were taken
-        with pytest.raises(UserError, match=f"taken 8 of steps=8, and with steps={steps} some"):
+        with pytest.raises(UserError, match=f"taken 8 of steps=8, and with steps={steps} and"):
             refuse_other_run(load_config(PretrainConfig, long / "config.yaml", [f"steps={steps}"]))
     linear = ["steps=6", "optimizer.schedule=linear", "optimizer.decay_steps=null"]
     dump_config(load_config(PretrainConfig, copied / "config.yaml", linear), tmp_path / "linear" / "config.yaml")
     (tmp_path / "linear" / "checkpoints" / "step-00000004").mkdir(parents=True)
     config = load_config(PretrainConfig, tmp_path / "linear" / "config.yaml", [f"output={tmp_path}/linear"])
     refuse_other_run(config)
-    with pytest.raises(UserError, match="only a warmup-stable-decay run can be lengthened"):
+    with pytest.raises(UserError, match="only a warmup-stable-decay run can end at another"):
         refuse_other_run(config.model_copy(update={"steps": 12}))
 
 
