@@ -15,7 +15,7 @@ def prepare_memory() -> None:
 
     The C library maps what is larger than 32 MiB anew each time and gives it back when it is freed. The kernel then
     clears page after page of it: of a training step of BERT-base a third was that. So nothing is mapped by itself and
-    nothing is given back before the process ends; a step's tensors have the sizes of the step before.
+    nothing is given back before :func:`give_back_memory`; a step's tensors have the sizes of the step before.
     Either part is left alone where the environment says something about it, the second where there is no glibc.
     """
     os.environ.setdefault(HUGE_PAGES, "1")
@@ -23,3 +23,14 @@ def prepare_memory() -> None:
     if mallopt is not None and MAX_MAPPED not in os.environ:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def give_back_memory() -> None:
+    """Give what is freed back to the system; call it now and then in a long run.
+
+    Tensors whose size changes from step to step, as the logits' does with the number of masked tokens, leave gaps that
+    no later one fits, and what is kept grows. The step after a call pays for its pages anew.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bitbert.distributed import Topology
+from bitbert.memory import give_back_memory
 from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.precision import products_in
 
@@ -59,6 +60,9 @@ _GRACE_S = 30  # the watchdog's sentence comes before what the communication lib
 _BUCKET_ELEMENTS = 50_000_000  # ZeRO allocates a bucket at each backward pass: 200 MB instead of its default 2 GB
 
 
+_CALLS_BETWEEN_GIVING_BACK = 100  # of micro-batches: one then pays page faults, at most a third of its time
+
+
 class Engine:
     """DeepSpeed around the student: forward, backward, the update, and sums over ranks.
 
@@ -92,6 +96,7 @@ class Engine:
         self._stage = config.zero_stage
         self._zero = self._engine.optimizer if self._stage else None
         self.tensors = TrainingTensors(model, optimizer, topology, self._zero)
+        self._num_calls = 0
         self.gradient_norm = 0.0
         """Global norm of the last update's gradient, before clipping."""
 
@@ -131,6 +136,9 @@ class Engine:
         """Step the micro-batch; the last one of an accumulation updates the weights at ``learning_rate``."""
         set_learning_rate(self.optimizer, learning_rate)
         self._engine.step()
+        self._num_calls += 1
+        if self._num_calls % _CALLS_BETWEEN_GIVING_BACK == 0:
+            give_back_memory()
 
     def skip_update(self) -> None:
         """Drop the gradient of the whole accumulation instead of the last :meth:`update`."""

@@ -27,6 +27,24 @@ print(first, last)
 SMALL_PAGES = 16 << 10  # of 64 MiB
 
 
+GIVE_BACK = """
+from bitbert.memory import give_back_memory, prepare_memory
+prepare_memory()
+import torch
+def resident():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
+kept_apart = []
+for _ in range(8):
+    tensor = torch.empty(16 << 20).fill_(1.0)
+    kept_apart.append(torch.empty(1 << 10).fill_(1.0))
+del tensor
+before = resident()
+give_back_memory()
+print(before - resident(), sum(each.sum().item() for each in kept_apart))
+"""
+
+
 def fill(**environment: str) -> tuple[int, int]:
     """Page faults of filling 64 MiB the first and the fourth time, in a process of its own."""
     command = [sys.executable, "-c", FILL]
@@ -46,6 +64,14 @@ def test_large_tensors_lie_on_huge_pages_and_keep_them() -> None:
 def test_the_environment_decides_for_the_process() -> None:
     first, last = fill(**{HUGE_PAGES: "0", MAX_MAPPED: "65536"})
     assert min(first, last) >= SMALL_PAGES
+
+
+def test_freed_memory_is_given_back_when_asked() -> None:
+    command = [sys.executable, "-c", GIVE_BACK]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env={})
+    given_back, total = map(float, result.stdout.split())
+    assert given_back >= (60 << 20 if platform.libc_ver()[0] == "glibc" else 0)
+    assert total == 8 << 10
 
 
 @pytest.mark.parametrize("room", ["pretrain", "finetune"])
