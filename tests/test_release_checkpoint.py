@@ -38,6 +38,7 @@ def run(tiny_shards: Path, tmp_path: Path) -> Path:
     record = {
         "max_length": 32,
         "steps": 7,
+        "tokens": 1_234_567,
         "final_metrics": {"eval/mlm_loss": 5.4321},
         "config": config.model_dump(mode="json"),
     }
