@@ -4,7 +4,7 @@ Full precision, the baseline, BiT, BiBERT, BiPFT-A and BiPFT-B start from the sa
 rows with the same schedule, batches, dropout and number of epochs, and differ in what the method is. Learning rates
 come from one list for all: each method takes the one that is best on rows held out of one task's training set. Scores
 are of the last epoch on dev, so nothing is chosen by them. BiPFT is first pretrained for --pretrain-steps; BiT and
-BiBERT learn from the full-precision model of the task.
+BiBERT learn from the full-precision model of the task. --model adds a row for a model that comes pretrained.
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again. PATH is rewritten
 after every model, PATH with .png holds the plot. --detach goes on in the background and logs to WORK/log.txt.
@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from background import detach
 from compare_plan import (
-    METHODS,
+    ALL,
+    GIVEN,
     PRETRAINED,
     Budget,
+    Group,
     Job,
     data_config,
     method_config,
@@ -37,6 +39,8 @@ from bitbert.errors import UserError
 from bitbert.files import read_json, write_atomically, write_json_atomically, write_text_atomically
 from bitbert.finetune.glue_files import read_glue_tasks
 from bitbert.finetune.tasks import find_tasks
+from bitbert.pretrain.run import TRAINING_FILE
+from bitbert.pretrain.run_folder import FINAL
 from bitbert.shards import read_manifest
 
 _TAIL = 5
@@ -57,6 +61,9 @@ class Comparison:
             if limit is not None and limit < len(task.train):
                 self.caveats[task.name].append(f"trained on the first {limit:,} of {len(task.train):,} rows")
         self.tokens: dict[str, int] = {}
+        record = Path(budget.model or "") / FINAL / TRAINING_FILE
+        if budget.model is not None and record.is_file():
+            self.tokens[GIVEN] = read_json(record, "training record")["tokens"]
         self.rates: dict[str, float] = {}
 
     def run(self) -> None:
@@ -105,10 +112,10 @@ class Comparison:
         """One task, one seed, rows held out of its training set, the same list for every method."""
         rates = self.budget.learning_rates
         if len(rates) == 1:
-            self.rates = dict.fromkeys(METHODS, rates[0])
+            self.rates = dict.fromkeys(ALL, rates[0])
             return
-        found: dict[str, dict[float, float]] = {method: {} for method in METHODS}
-        for round_methods in (("full-precision",), METHODS[1:]):  # students of a chosen teacher
+        found: dict[str, dict[float, float]] = {method: {} for method in ALL}
+        for round_methods in (("full-precision",), ALL[1:]):  # students of a chosen teacher
             jobs = [
                 Job(group, self.budget.rate_task, 0, self.rates | dict.fromkeys(round_methods, rate), search=rate)
                 for group in plan_jobs(self.budget, only=round_methods)
@@ -139,7 +146,7 @@ class Comparison:
                 "scores": scores,
                 "packed_bytes": result["weights_bytes"] if packed else None,
                 "float_bytes": None if packed else result["weights_bytes"],
-                "pretraining_tokens": self.tokens.get(method, 0),
+                "pretraining_tokens": self.tokens.get(method, None if method == GIVEN else 0),
                 "learning_rate": self.rates[method],
             }
             with self._lock:
@@ -154,12 +161,17 @@ class Comparison:
         }
         if not all(file.is_file() for file in files.values()):
             name = f"{output.parent.name}-{job.group.name}-{job.task}-{job.seed}"
-            start = self.budget.teacher if job.group.start is None else str(self.work / job.group.start)
+            start = self._start(job.group)
             config = self._save(method_config(self.budget, job), name)
             arguments = ("--config", config, "--task", job.task, "--glue-dir", self.budget.glue_dir)
             options = ("--output", str(output), "--seeds", str(job.seed))
             self._command("bitbert.finetune.method", start, *arguments, *options, log=name)
         return {method: read_json(file, "stage result") for method, file in files.items()}
+
+    def _start(self, group: Group) -> str:
+        if group.start is None:
+            return self.budget.teacher
+        return group.start if group.name == GIVEN else str(self.work / group.start)
 
     def _save(self, config: dict[str, Any], name: str) -> str:
         import yaml
@@ -185,7 +197,7 @@ class Comparison:
             raise UserError(f"{module} failed; {path} ends with: {' | '.join(tail)}")
 
     def _write(self, *, complete: bool) -> None:
-        order = {method: place for place, method in enumerate(METHODS)}
+        order = {method: place for place, method in enumerate(ALL)}
         rows = sorted(self._rows, key=lambda row: (order[row["method"]], row["task"], row["seed"]))
         found = {
             "settings": self.budget.describe(),
@@ -206,7 +218,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     tasks = sorted({row["task"] for row in rows})
-    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    methods = [method for method in ALL if any(row["method"] == method for row in rows)]
     figure, axes = pyplot.subplots(figsize=(1.5 + 1.5 * len(tasks), 3.5), layout="constrained")
     for place, method in enumerate(methods):
         scores = [

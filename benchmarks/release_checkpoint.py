@@ -117,14 +117,10 @@ def _first_teacher(name: str) -> str:
 
 
 def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: dict[str, Any] | None) -> str:
-    tokens = 0.0
-    for phase in config.resolved_phases():
-        manifest = read_manifest(Path(phase.train))
-        tokens += phase.steps * phase.global_batch_size * manifest["tokens"] / manifest["rows"]
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_THE_RECIPE)
     parts = [
-        f"Pretrained by `bitbert-pretrain` for {training['steps']:,} steps, {tokens / 1e6:,.1f} M tokens, in rows "
-        f"of at most {training['max_length']} tokens. What differs from the defaults:",
+        f"Pretrained by `bitbert-pretrain` for {training['steps']:,} steps, {training['tokens'] / 1e6:,.1f} M tokens, "
+        f"in rows of at most {training['max_length']} tokens. What differs from the defaults:",
         _indented(values),
     ]
     for name, task in _tasks(finetuned).items():

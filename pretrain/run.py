@@ -118,6 +118,15 @@ def data_identity(run: Run) -> list[str]:
     return [entry["sha256"] for reader in readers.values() for entry in reader.files]
 
 
+def num_tokens(run: Run) -> int:
+    """Text tokens that the whole run sees, special tokens included: its rows times the mean row of its shards."""
+    tokens = 0.0
+    for phase in run.phases:
+        manifest = phase.train.reader.manifest
+        tokens += (phase.end_step - phase.first_step) * phase.global_batch_size * manifest["tokens"] / manifest["rows"]
+    return round(tokens)
+
+
 def save_final_model(
     run: Run, student: BitBertForPreTraining, weights: dict[str, torch.Tensor], summary: dict[str, Any]
 ) -> Path:
@@ -129,6 +138,7 @@ def save_final_model(
     with publish_folder(folder, replace=True) as temporary:
         student.save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save(temporary)
-        write_json_atomically(temporary / TRAINING_FILE, {"max_length": run.max_length, **summary})
+        record = {"max_length": run.max_length, "tokens": num_tokens(run), **summary}
+        write_json_atomically(temporary / TRAINING_FILE, record)
     log(f"final model: {folder}")
     return folder

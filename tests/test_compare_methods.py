@@ -1,6 +1,7 @@
 """The comparison of methods: what it runs is the same for all; a tiny one ends in its table and can be resumed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bitbert.errors import UserError
 from bitbert.finetune.stages import MethodConfig
 from bitbert.pretrain.config import PretrainConfig
 from tests.conftest import REPOSITORY, tiny_documents, write_jsonl
-from tests.finetune.conftest import tiny_glue  # noqa: F401 (a fixture)
+from tests.finetune.conftest import saved_model, tiny_glue  # noqa: F401 (fixtures)
 
 
 def budget(**changes: Any) -> Budget:
@@ -33,6 +34,14 @@ def test_groups_share_the_teacher_and_keep_its_students() -> None:
     assert plan_jobs(budget(methods=("bit",))) == [Group("teacher", None, ("full-precision", "bit"))]
     assert plan_jobs(budget(methods=("baseline",))) == [Group("teacher", None, ("baseline",))]
     assert plan_jobs(budget(methods=("bipft-a",)), only=("full-precision",)) == []
+
+
+def test_a_given_model_is_a_row_of_its_own() -> None:
+    *published, given = plan_jobs(budget(model="bitbert-l6-h384"))
+    assert published == plan_jobs(budget())
+    assert given == Group("bitbert", "bitbert-l6-h384", ("bitbert",))
+    with pytest.raises(UserError, match="method 'bitbert' is not compared"):
+        budget(methods=("bitbert",))
 
 
 def test_methods_differ_in_nothing_but_the_method() -> None:
@@ -101,18 +110,24 @@ def test_rates_are_chosen_on_held_out_rows_students_after_their_teacher(
 def test_a_tiny_comparison_ends_in_its_table(
     tiny_teacher: Path,
     tiny_glue: Path,  # noqa: F811
+    saved_model: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     from compare_methods import Comparison
 
+    (tmp_path / "given" / "final").mkdir(parents=True)
+    for file in (saved_model / "final").iterdir():
+        shutil.copy(file, tmp_path / "given" / "final")
+    (tmp_path / "given" / "final" / "training.json").write_text('{"tokens": 123}')
     tiny = {
         "teacher": str(tiny_teacher),
         "tokenizer": str(tiny_teacher),
         "corpus": str(write_jsonl(tmp_path / "corpus.jsonl", tiny_documents(120))),
         "glue_dir": str(tiny_glue),
         "methods": ("baseline", "bipft-a"),
+        "model": str(tmp_path / "given"),
         "tasks": ("rte",),
         "learning_rates": (1e-3,),
         "seeds": (0,),
@@ -128,10 +143,12 @@ def test_a_tiny_comparison_ends_in_its_table(
     assert [(row["method"], row["task"], row["seed"]) for row in found["rows"]] == [
         ("baseline", "rte", 0),
         ("bipft-a", "rte", 0),
+        ("bitbert", "rte", 0),
     ]
+    assert found["rows"][2]["pretraining_tokens"] == 123
     for row in found["rows"]:
         assert row["packed_bytes"] > 1000
-        assert (row["pretraining_tokens"] > 0) == (row["method"] == "bipft-a")
+        assert (row["pretraining_tokens"] > 0) == (row["method"] != "baseline")
         assert row["learning_rate"] == 1e-3
     assert found["caveats"]["rte"]  # these are not GLUE's files
     assert (tmp_path / "compare.png").is_file()

@@ -38,6 +38,7 @@ def run(tiny_shards: Path, tmp_path: Path) -> Path:
     record = {
         "max_length": 32,
         "steps": 7,
+        "tokens": 1_234_567,
         "final_metrics": {"eval/mlm_loss": 5.4321},
         "config": config.model_dump(mode="json"),
     }
@@ -71,7 +72,7 @@ def test_a_release_has_its_card_and_loads_by_name(
         "`some/bert with our masked-LM head`, Apache-2.0",
         "- more: MIT",
         "learning_rate: 0.003",
-        "7 steps",
+        "7 steps, 1.2 M tokens",
         "mlm_loss 5.4321",
         "x 100: 50.0; the full-precision teacher's: 80.0",
         "cut to 32 tokens",
