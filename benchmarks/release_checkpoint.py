@@ -43,6 +43,7 @@ def write_card(
     results: dict[str, Any] | None = None,
     sentences: dict[str, Any] | None = None,
     data: list[str] | None = None,
+    tokenizer: list[str] | None = None,
     description: list[tuple[str, str]],
 ) -> str:
     """The model card, in Markdown.
@@ -51,6 +52,7 @@ def write_card(
         training: training.json of the pretraining; the manifests of its shards must still be there.
         results: results.json of bitbert-finetune.
         sentences: what sentence_encoder.py wrote.
+        tokenizer: sources of a vocabulary that is not part of the checkpoint.
         data: further lines on data and licences, e.g. of a task's training set.
         description: as :func:`bitbert.runtime.info.describe_checkpoint` gives it.
 
@@ -65,7 +67,7 @@ def write_card(
         "activations have one bit each.",
         _bullets(f"{key}: {value}" for key, value in description if key not in ("folder", "instruction sets")),
         "## Use",
-        _use(name, packed),
+        _use(name, packed, tokenizer),
         "## Data and licences",
         _data(config, teacher_license, data or []),
         "## Recipe",
@@ -78,7 +80,7 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _use(name: str, packed: PackedConfig) -> str:
+def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
     second = ' "the text after it?"' if packed.head == "nsp" else ""
     lines = [f'    bitbert-predict {name} "a text"{second}']
     if packed.head == "nsp":
@@ -88,7 +90,13 @@ def _use(name: str, packed: PackedConfig) -> str:
         "    from bitbert.runtime import Runtime",
         f'    Runtime.load("{name}").encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states',
     ]
-    return "\n".join(lines) + "\n\nNothing is downloaded; the hashes in SHA256SUMS are checked at every load."
+    notes = ["The hashes in SHA256SUMS are checked at every load."]
+    if tokenizer is not None:
+        sources = ", or ".join(f"`{source}`" for source in tokenizer)
+        notes.append(f"The vocabulary is not part of this folder: it is read from {sources}, and checked by its hash.")
+    else:
+        notes.append("Nothing is downloaded.")
+    return "\n".join(lines) + "\n\n" + " ".join(notes)
 
 
 def _data(config: PretrainConfig, teacher_license: str, more: list[str]) -> str:
@@ -184,6 +192,7 @@ def release(
     results: Path | None = None,
     sentences: Path | None = None,
     data: list[str] | None = None,
+    tokenizer: list[str] | None = None,
     replace: bool = False,
 ) -> Path:
     """Write ``checkpoints/name``; returns it.
@@ -203,9 +212,10 @@ def release(
         results=None if results is None else read_json(results, "results"),
         sentences=None if sentences is None else read_json(sentences, "sentence encoder's results"),
         data=data,
+        tokenizer=tokenizer,
         description=describe_checkpoint(packed),
     )
-    save_packed(checkpoints / name, model, card, replace=replace)
+    save_packed(checkpoints / name, model, card, replace=replace, tokenizer_sources=tokenizer)
     return checkpoints / name
 
 
@@ -217,6 +227,13 @@ def main() -> None:
     parser.add_argument("--teacher-license", required=True, help="e.g. Apache-2.0")
     parser.add_argument("--results", type=Path, help="results.json of bitbert-finetune")
     parser.add_argument("--sentences", type=Path, help="what sentence_encoder.py wrote")
+    parser.add_argument(
+        "--tokenizer",
+        action="append",
+        metavar="SOURCE",
+        help="package://DIST/PATH or Hugging Face id that has the tokenizer, which is then named by its hash instead "
+        "of copied: for vocabularies of others; may be repeated",
+    )
     parser.add_argument("--data", action="append", help="a further line on data and licences; may be repeated")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--replace", action="store_true")

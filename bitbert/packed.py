@@ -24,6 +24,7 @@ from bitbert.files import publish_folder, read_json, sha256_file
 from bitbert.packable import unpackable
 from bitbert.released import find_model
 from bitbert.tokenizer import Tokenizer, load_tokenizer
+from bitbert.tokenizer_reference import save_reference
 
 FORMAT = "bitbert-packed"
 FORMAT_VERSION = 2
@@ -182,8 +183,13 @@ def tensor_specs(config: PackedConfig) -> dict[str, tuple[str, tuple[int, ...]]]
     return specs
 
 
-def save_packed(folder: Path, model: PackedModel, card: str, *, replace: bool = False) -> None:
+def save_packed(
+    folder: Path, model: PackedModel, card: str, *, replace: bool = False, tokenizer_sources: list[str] | None = None
+) -> None:
     """Write a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        tokenizer_sources: where the tokenizer is to be found instead of in the checkpoint, which then carries its hash.
 
     Raises:
         UserError: the tensors do not fit the config, or the folder exists and ``replace`` is false.
@@ -194,7 +200,10 @@ def save_packed(folder: Path, model: PackedModel, card: str, *, replace: bool = 
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         # "pt" is the marker that transformers asks of a safetensors file.
         save_file(stack_layers(model.tensors), temporary / WEIGHTS_FILE, {"format": "pt"})
-        model.tokenizer.save(temporary)
+        if tokenizer_sources is None:
+            model.tokenizer.save(temporary)
+        else:
+            save_reference(temporary, model.tokenizer, tokenizer_sources)
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         sums = [f"{sha256_file(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
         (temporary / SUMS_FILE).write_text("".join(sums), encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 
 from bitbert.errors import UserError
 from bitbert.resources import resolve
+from bitbert.tokenizer_reference import REFERENCE_FILE, read_reference
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDPIECE_FILE = "tokenizer.json"
@@ -197,8 +198,9 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer from a file, from a model folder, from ``package://DIST/PATH`` or from a Hugging Face
-    id.
+    """Load a tokenizer from a file, a model folder, ``package://DIST/PATH`` or a Hugging Face id.
+
+    A folder may hold a reference instead (``bitbert.tokenizer_reference``).
 
     Raises:
         UserError: nothing readable is there, or the vocabulary lacks a special token.
@@ -207,6 +209,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     if path.is_dir():
         candidates = (WORDPIECE_FILE, SENTENCEPIECE_FILE, "vocab.txt")
         found = [path / candidate for candidate in candidates if (path / candidate).is_file()]
+        if not found and (path / REFERENCE_FILE).is_file():
+            return read_reference(path)
         if not found:
             raise UserError(
                 f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; "

@@ -11,8 +11,12 @@ from bitbert.config import check_config
 from bitbert.errors import UserError
 from bitbert.finetune.run import run_plan
 from bitbert.finetune.source import open_source
+from bitbert.model.export import pack_model
+from bitbert.packed import save_packed
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.runtime import Runtime
+from bitbert.tokenizer import load_tokenizer
+from tests.conftest import MINILM, tiny_model
 from tests.finetune.conftest import RECIPE, packed_model, pair_task  # noqa: F401 (fixtures)
 
 
@@ -90,6 +94,17 @@ def test_a_release_has_its_card_and_loads_by_name(
     assert "without a teacher:" in card
     assert "epochs: 1" in card
     assert "bitbert-finetune bitbert-tiny-task" not in card
+    assert "Nothing is downloaded." in card
+
+
+def test_a_vocabulary_of_others_is_named_and_not_copied(run: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(MINILM)
+    packed = pack_model(tiny_model("bipft-b", vocab_size=tokenizer.vocab_size), tokenizer, max_length=32)
+    save_packed(tmp_path / "packed", packed, "# card\n")
+    folder = release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", teacher_license="MIT", tokenizer=[MINILM])
+    assert not (folder / "tokenizer.json").exists()
+    assert f"it is read from `{MINILM}`, and checked by its hash." in (folder / "README.md").read_text()
+    assert Runtime.load(folder).classify(["the king reads"])[0].label
 
 
 def test_names_that_no_door_would_find_are_refused(packed_model: Path, run: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -1,0 +1,69 @@
+"""A tokenizer by reference: released checkpoints name a vocabulary of others by its hash instead of carrying it.
+
+``tokenizer.reference.json`` holds ``sources``, names to try in turn (``package://DIST/PATH`` or a Hugging Face id), and
+``fingerprint``, the hash of everything that decides the ids. What a source holds is used only if its hash is that one.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitbert.errors import UserError
+from bitbert.files import read_json, write_json_atomically
+from bitbert.resources import is_package_resource
+
+if TYPE_CHECKING:
+    from bitbert.tokenizer import Tokenizer
+
+REFERENCE_FILE = "tokenizer.reference.json"
+
+
+def save_reference(folder: Path, tokenizer: "Tokenizer", sources: list[str]) -> None:
+    """Write the reference into ``folder``.
+
+    Raises:
+        UserError: a source is no portable name, or none holds this tokenizer.
+    """
+    data = {"sources": sources, "fingerprint": tokenizer.fingerprint}
+    load_reference(data, f"tokenizer sources {', '.join(sources)}")
+    write_json_atomically(folder / REFERENCE_FILE, data)
+
+
+def read_reference(folder: Path) -> "Tokenizer":
+    """The tokenizer that the reference in ``folder`` names.
+
+    Raises:
+        UserError: the file is damaged, or no source holds this tokenizer.
+    """
+    path = folder / REFERENCE_FILE
+    return load_reference(read_json(path, "tokenizer reference"), str(path))
+
+
+def load_reference(data: Any, origin: str) -> "Tokenizer":
+    """The first source's tokenizer that has the wanted fingerprint; ``origin`` names the reference in errors."""
+    from bitbert.tokenizer import load_tokenizer
+
+    sources = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(sources, list) or not sources or not isinstance(data.get("fingerprint"), str):
+        raise UserError(f"{origin}: {data!r:.80}, wanted sources and fingerprint; the file is damaged")
+    reasons = []
+    for source in sources:
+        if not _is_portable(source):
+            raise UserError(f"{origin}: source {source!r}, wanted package://DIST/PATH or a Hugging Face id")
+        try:
+            found = load_tokenizer(source)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if found.fingerprint == data["fingerprint"]:
+            return found
+        reasons.append(
+            f"{source} has fingerprint {found.fingerprint[:12]}, the model was trained with {data['fingerprint'][:12]}"
+        )
+    raise UserError(f"the tokenizer is not part of the checkpoint, and not found: {'; '.join(reasons)}")
+
+
+def _is_portable(source: Any) -> bool:
+    """Whether a name means the same on every machine: no path into somebody's folders."""
+    if not isinstance(source, str) or ".." in source:
+        return False
+    return is_package_resource(source) or (source.count("/") == 1 and source[0] not in "./~")
