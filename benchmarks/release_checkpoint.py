@@ -12,6 +12,7 @@ pretraining that it came from.
 import argparse
 import re
 import sys
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bitbert.config import check_config
 from bitbert.errors import UserError
 from bitbert.files import read_json
 from bitbert.finetune.report import results_markdown
-from bitbert.packed import PackedConfig, checkpoint_bytes, load_packed, save_packed
+from bitbert.packed import PackedConfig, PackedModel, checkpoint_bytes, load_packed, save_packed
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
@@ -193,6 +194,7 @@ def release(
     sentences: Path | None = None,
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
+    labels: str | None = None,
     replace: bool = False,
 ) -> Path:
     """Write ``checkpoints/name``; returns it.
@@ -203,6 +205,8 @@ def release(
     if not _NAME.fullmatch(name):
         raise UserError(f"name {name!r}, wanted one that begins with bitbert-, of small letters, digits, '-' and '.'")
     model = load_packed(packed)
+    if labels is not None:
+        model = _renamed(model, labels.split(","))
     training = read_json(run / FINAL / TRAINING_FILE, "training record")
     card = write_card(
         name,
@@ -217,6 +221,12 @@ def release(
     )
     save_packed(checkpoints / name, model, card, replace=replace, tokenizer_sources=tokenizer)
     return checkpoints / name
+
+
+def _renamed(model: PackedModel, labels: list[str]) -> PackedModel:
+    if len(labels) != len(model.config.labels):
+        raise UserError(f"--labels names {len(labels)} classes, the model has {', '.join(model.config.labels)}")
+    return replace_fields(model, config=replace_fields(model.config, labels=labels))
 
 
 def main() -> None:
@@ -235,6 +245,7 @@ def main() -> None:
         "of copied: for vocabularies of others; may be repeated",
     )
     parser.add_argument("--data", action="append", help="a further line on data and licences; may be repeated")
+    parser.add_argument("--labels", help="other names for the classes, in their order, e.g. negative,positive")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--replace", action="store_true")
     arguments = vars(parser.parse_args())

@@ -1,0 +1,44 @@
+"""The checkpoints that this version ships: whole, by name, without a vocabulary of others, and of use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitbert.packed import load_packed
+from bitbert.released import FOLDER, released_names
+from bitbert.runtime import Runtime
+
+
+@pytest.mark.parametrize("name", released_names())
+def test_it_is_whole_small_and_has_its_card(name: str) -> None:
+    load_packed(name)  # checks every hash
+    files = {file.name: file.stat().st_size for file in (FOLDER / name).iterdir()}
+    assert set(files) == {"README.md", "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.reference.json"}
+    assert sum(files.values()) < 4.5e6
+    card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+    for section in ("## Use", "## Data and licences", "## Recipe", "## Results", "## Limits"):
+        assert section in card
+    assert str(Path.home()) not in card
+
+
+def test_texts_of_like_meaning_are_near() -> None:
+    model = Runtime.load("bitbert-l6-h384")
+    texts = ["A man is playing a guitar.", "Someone plays the guitar.", "The stock market fell sharply on Monday."]
+    vectors = model.encode(texts)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    near, *far = vectors[0] @ vectors[1], vectors[0] @ vectors[2], vectors[1] @ vectors[2]
+    assert near > max(far) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("a gripping and moving film", "positive"),
+        ("one of the best performances of the year", "positive"),
+        ("dull, overlong and poorly acted", "negative"),
+        ("a waste of time", "negative"),
+    ],
+)
+def test_plain_sentiment_is_told(text: str, label: str) -> None:
+    assert Runtime.load("bitbert-l6-h384-sst2").classify([text])[0].label == label
