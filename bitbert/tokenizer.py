@@ -155,8 +155,13 @@ class WordPieceTokenizer(Tokenizer):
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json``."""
+        text: str = self._backend.to_str()
+        return text
+
     def save(self, folder: Path) -> str:
-        (folder / WORDPIECE_FILE).write_text(self._backend.to_str(), encoding="utf-8")
+        (folder / WORDPIECE_FILE).write_text(self.to_json(), encoding="utf-8")
         return WORDPIECE_FILE
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from bitbert.errors import UserError
 from bitbert.model.export import pack_model
@@ -31,6 +32,14 @@ def test_a_packed_model_answers_with_a_vocabulary_that_it_does_not_carry(tmp_pat
     assert not (tmp_path / "named" / "tokenizer.json").exists()
     answers = [Runtime.load(tmp_path / name).classify(["the king reads"])[0].logits for name in ("whole", "named")]
     assert list(answers[0]) == list(answers[1])
+
+
+def test_transformers_finds_it_too(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(MINILM)
+    packed = pack_model(tiny_model("bipft-b", vocab_size=tokenizer.vocab_size), tokenizer, max_length=32)
+    save_packed(tmp_path / "named", packed, "# card\n", tokenizer_sources=[MINILM])
+    found = AutoTokenizer.from_pretrained(tmp_path / "named")("the king reads", "a book")
+    assert (found["input_ids"], found["token_type_ids"]) == tokenizer.encode_pair("the king reads", "a book", 32)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer) -> None:

@@ -1,5 +1,6 @@
 """The tokenizer of a saved model as transformers' pipelines and Trainer want it."""
 
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -7,7 +8,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from bitbert.errors import UserError
-from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE
+from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE, WordPieceTokenizer
+from bitbert.tokenizer_reference import REFERENCE_FILE, read_reference
 
 
 class BitBertTokenizer(PreTrainedTokenizerFast):
@@ -24,12 +26,16 @@ class BitBertTokenizer(PreTrainedTokenizerFast):
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
         """What transformers builds the tokenizer from; a subclass with an ``__init__`` would lose the file's rules."""
         file = kwargs.pop("tokenizer_file", None)
-        if file is None:
+        folder = Path(str(kwargs.get("name_or_path", "")))
+        if file is not None:
+            backend = Tokenizer.from_file(file)
+        elif (folder / REFERENCE_FILE).is_file() and isinstance(found := read_reference(folder), WordPieceTokenizer):
+            backend = Tokenizer.from_str(found.to_json())
+        else:
             raise UserError(
                 f"the model folder has no {WORDPIECE_FILE}, which transformers' tokenizer reads; a SentencePiece model "
                 "works with bitbert-finetune and bitbert-predict, not with transformers' pipelines"
             )
-        backend = Tokenizer.from_file(file)
         if backend.post_processor is None:
             backend.post_processor = TemplateProcessing(
                 single="[CLS] $A [SEP]",
