@@ -22,7 +22,9 @@ def test_panels_are_the_records_figures_and_are_drawn(tmp_path: Path) -> None:
         "STS-B dev, Spearman x 100",
     ]
     bits = [found for _, found, *_ in panels]
-    assert bits[0] == pytest.approx((FOLDER / "bitbert-l6-h384" / "model.safetensors").stat().st_size / 2**20, rel=0.001)
+    assert bits[0] == pytest.approx(
+        (FOLDER / "bitbert-l6-h384" / "model.safetensors").stat().st_size / 2**20, rel=0.001
+    )
     assert bits[2] == 100 * read_json(RECORDS[2], "results")["mean"]["dev"]["accuracy"]
     assert all(full > found for _, found, full, _ in panels)
     plot(panels, tmp_path / "release.png")
