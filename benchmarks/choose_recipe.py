@@ -30,11 +30,10 @@ from bitbert.files import read_json, write_json_atomically, write_text_atomicall
 from bitbert.model import BitBertForPreTraining
 from bitbert.pretrain.config import LossSection, PretrainConfig
 from bitbert.pretrain.data import BatchMaker
-from bitbert.pretrain.run import open_shards
+from bitbert.pretrain.run import TRAINING_FILE, open_shards
 from bitbert.pretrain.run_folder import FINAL, refuse_other_run
 from bitbert.pretrain.teacher import Teacher, load_teacher
 from bitbert.resources import require_local_or_hub
-from bitbert.shards import read_manifest
 from bitbert.tokenizer import load_tokenizer
 from bitbert.tracking import read_metrics
 
@@ -116,11 +115,9 @@ class Series:
         if path.is_file() and (found := read_json(path, "measures"))["heldout_rows"] == config.eval_rows:
             return dict(found)
         lines = read_metrics(folder / "metrics.jsonl")
-        manifest = read_manifest(Path(config.data.train))
-        num_rows = config.steps * config.global_batch_size
         found = {
             "heldout_rows": config.eval_rows,
-            "tokens": round(num_rows * manifest["tokens"] / manifest["rows"]),
+            "tokens": read_json(folder / FINAL / TRAINING_FILE, "training record")["tokens"],
             "wall_s": round(lines[-1]["time_s"] - lines[0]["time_s"], 1),
             **measure(folder / FINAL, self.teacher, self.heldout, config.eval_rows),
             "stsb": correlations(_student_encoder(folder / FINAL), self.pairs),

@@ -41,7 +41,6 @@ from bitbert.finetune.glue_files import read_glue_tasks
 from bitbert.finetune.tasks import find_tasks
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
-from bitbert.shards import read_manifest
 
 _TAIL = 5
 
@@ -61,9 +60,9 @@ class Comparison:
             if limit is not None and limit < len(task.train):
                 self.caveats[task.name].append(f"trained on the first {limit:,} of {len(task.train):,} rows")
         self.tokens: dict[str, int] = {}
-        record = Path(budget.model or "") / FINAL / TRAINING_FILE
-        if budget.model is not None and record.is_file():
-            self.tokens[GIVEN] = read_json(record, "training record")["tokens"]
+        found = None if budget.model is None else _pretraining_tokens(Path(budget.model))
+        if found is not None:
+            self.tokens[GIVEN] = found
         self.rates: dict[str, float] = {}
 
     def run(self) -> None:
@@ -96,14 +95,12 @@ class Comparison:
         shards = self.work / "shards"
         if not shards.is_dir():
             self._command("bitbert.data_prep", self._save(data_config(self.budget, shards), "data"), log="data")
-        manifest = read_manifest(shards / "train")
-        seen = self.budget.pretrain_steps * self.budget.pretrain_batch_size
 
         def pretrain(method: str) -> None:
             if not (self.work / method / "final").is_dir():
                 config = pretrain_config(self.budget, method, shards, self.work / method)
                 self._command("bitbert.pretrain", self._save(config, method), log=method)
-            self.tokens[method] = round(seen * manifest["tokens"] / manifest["rows"])
+            self.tokens[method] = _pretraining_tokens(self.work / method) or 0
 
         with ThreadPoolExecutor(self.num_workers) as pool:
             list(pool.map(pretrain, wanted))
@@ -208,6 +205,12 @@ class Comparison:
         }
         write_json_atomically(self.path, found)
         plot(rows, self.path.with_suffix(".png"))
+
+
+def _pretraining_tokens(run: Path) -> int | None:
+    """What a run of bitbert-pretrain says of itself; None where ``run`` is none."""
+    record = run / FINAL / TRAINING_FILE
+    return int(read_json(record, "training record")["tokens"]) if record.is_file() else None
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

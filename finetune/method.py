@@ -7,6 +7,7 @@ import typer
 
 from bitbert.config import load_config
 from bitbert.errors import UserError, run_door
+from bitbert.memory import prepare_memory
 
 from .options import parse_seeds, read_tasks
 from .stages import MethodConfig
@@ -49,6 +50,7 @@ def run_method(
 
 
 def main() -> None:
+    prepare_memory()
     run_door(app)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitbert.distributed import log
 from bitbert.errors import UserError
+from bitbert.memory import give_back_memory_now_and_then
 from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.calibrate import calibrate_step_sizes
 from bitbert.model.precision import products_in
@@ -137,6 +138,7 @@ def train_seed(
                 set_rate(optimizer, rate_factor(config, step, total))
                 optimizer.step()
                 step += 1
+                give_back_memory_now_and_then(step)
                 progress.advance(bar)
                 if step % _LOG_EVERY == 0:
                     tracker.log(step, {"loss": float(np.mean(losses[-_LOG_EVERY:]))})

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from bitbert.config import FrozenConfig, Precision
 from bitbert.errors import UserError
 
+from .schedule import learning_rate
+
+HiddenUnits = Literal["absolute", "teacher_variance"]
 RELATIONS = ("query", "key", "value")
 
 Positive = Annotated[int, Field(ge=1)]
@@ -47,7 +50,7 @@ class LossSection(FrozenConfig):
         float, Field(ge=0, description="mean over embedding output and layers of the hidden states' MSE")
     ] = 1.0
     hidden_units: Annotated[
-        Literal["absolute", "teacher_variance"],
+        HiddenUnits,
         Field(
             description="of the hidden states' squared differences: as published, or as shares of the variance of the "
             "teacher's state over its units, so that every layer and token counts alike"
@@ -98,6 +101,18 @@ class OptimizerSection(FrozenConfig):
         ),
     ] = 1.0
     gradient_clipping: Annotated[float, Field(ge=0, description="global norm; 0 = off, as published")] = 0.0
+
+    def rate_at(self, step: int, total_steps: int) -> float:
+        """Rate of the update number ``step`` (0-based) of a run of ``total_steps`` without phases."""
+        return learning_rate(
+            step,
+            schedule=self.schedule,
+            peak=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            total_steps=total_steps,
+            decay_steps=self.decay_steps,
+            floor=self.floor,
+        )
 
     @model_validator(mode="after")
     def _decay_has_its_schedule(self) -> Self:

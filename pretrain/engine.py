@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bitbert.distributed import Topology
-from bitbert.memory import give_back_memory
+from bitbert.memory import give_back_memory_now_and_then
 from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.precision import products_in
 
@@ -58,9 +58,6 @@ _found: dict[str, str | None] = {}
 """Environment variables as :func:`start` found them; None = it was not set."""
 _GRACE_S = 30  # the watchdog's sentence comes before what the communication library has to say
 _BUCKET_ELEMENTS = 50_000_000  # ZeRO allocates a bucket at each backward pass: 200 MB instead of its default 2 GB
-
-
-_CALLS_BETWEEN_GIVING_BACK = 100  # of micro-batches: one then pays page faults, at most a third of its time
 
 
 class Engine:
@@ -137,8 +134,7 @@ class Engine:
         set_learning_rate(self.optimizer, learning_rate)
         self._engine.step()
         self._num_calls += 1
-        if self._num_calls % _CALLS_BETWEEN_GIVING_BACK == 0:
-            give_back_memory()
+        give_back_memory_now_and_then(self._num_calls)
 
     def skip_update(self) -> None:
         """Drop the gradient of the whole accumulation instead of the last :meth:`update`."""

@@ -8,7 +8,7 @@ by the count of the whole global batch, so the loss does not depend on how the b
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitbert.model.fused import weighted_squares
 from bitbert.model.taps import ProjectionTap
 
-from .config import RELATIONS, LossSection
+from .config import RELATIONS, HiddenUnits, LossSection
 from .data import Batch
 from .relations import relation_terms
 from .teacher import Teacher, TeacherOutput
@@ -109,7 +109,7 @@ def hidden_state_loss(
     teacher: tuple[Tensor, ...],
     attention_mask: Tensor,
     num_tokens: float,
-    units: Literal["absolute", "teacher_variance"] = "absolute",
+    units: HiddenUnits = "absolute",
 ) -> Tensor:
     """(1 / (L + 1)) sum over the embedding output and L layers of the mean squared difference of the states.
 

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from bitbert.errors import UserError
+
 from .config import OptimizerSection
 from .lamb import Lamb
 
@@ -13,9 +15,16 @@ def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.O
     """The configured optimizer over ``model``: matrices decay (and adapt, under LAMB), everything else does not.
 
     The word table is a group of its own where its rate is.
+
+    Raises:
+        UserError: the word table is to have a rate of its own, and ``model`` has none to train.
     """
     learned = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     tables = [parameter for name, parameter in learned if config.word_table_rate != 1 and _is_word_table(name)]
+    if config.word_table_rate != 1 and not tables:
+        raise UserError(
+            f"optimizer.word_table_rate is {config.word_table_rate}, but this model trains no word table; leave it out"
+        )
     matrices = [
         parameter
         for name, parameter in learned

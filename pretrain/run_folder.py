@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from bitbert.config import dump_config
 from bitbert.errors import UserError
 
-from .config import PretrainConfig
+from .config import OptimizerSection, PretrainConfig
 from .head_config import TeacherHeadConfig
-from .schedule import learning_rate
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -76,16 +75,7 @@ def _refuse_other_rates(old: dict[str, Any], new: dict[str, Any]) -> None:
     taken = newest_step(Path(new["output"]))
 
     def last_rate(config: dict[str, Any]) -> float:
-        section = config["optimizer"]
-        return learning_rate(
-            taken - 1,
-            schedule=section["schedule"],
-            peak=section["learning_rate"],
-            warmup_steps=section["warmup_steps"],
-            total_steps=config["steps"],
-            decay_steps=section["decay_steps"],
-            floor=section["floor"],
-        )
+        return OptimizerSection.model_validate(config["optimizer"]).rate_at(taken - 1, config["steps"])
 
     # Rates fall once they fall, so that updates before the last one agree too.
     if taken > new["steps"] or (taken and last_rate(old) != last_rate(new)):

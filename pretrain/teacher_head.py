@@ -19,6 +19,7 @@ from transformers import BertForPreTraining
 from bitbert.distributed import Topology, detect_topology, log
 from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
+from bitbert.memory import give_back_memory_now_and_then
 from bitbert.model.precision import products_in
 from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer, load_tokenizer
@@ -34,7 +35,6 @@ from .preempt import PreemptedError, Preemption
 from .progress import progress_bar
 from .run import TRAINING_FILE, open_shards
 from .run_folder import CHECKPOINTS, CONFIG_FILE, FINAL, STOP_FILE, claim_folder
-from .schedule import learning_rate
 from .teacher import Teacher, load_teacher
 from .zero import TrainingTensors
 
@@ -138,15 +138,7 @@ class _Training:
 
     def _train_step(self) -> tuple[float, float]:
         section = self.config.optimizer
-        rate = learning_rate(
-            self.step,
-            schedule=section.schedule,
-            peak=section.learning_rate,
-            warmup_steps=section.warmup_steps,
-            total_steps=self.config.steps,
-            decay_steps=section.decay_steps,
-            floor=section.floor,
-        )
+        rate = section.rate_at(self.step, self.config.steps)
         set_learning_rate(self.optimizer, rate)
         size = self.config.batch_size
         batch = self.train.batch(self.train.sample_rows(self.step * size, size)).to(self.device)
@@ -162,6 +154,7 @@ class _Training:
             nn.utils.clip_grad_norm_(self.head.parameters(), section.gradient_clipping)
         self.optimizer.step()
         self.step += 1
+        give_back_memory_now_and_then(self.step)
         return rate, loss.item()
 
     def _logits(self, batch: Batch) -> Tensor:

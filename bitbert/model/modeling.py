@@ -221,6 +221,7 @@ class _LabelledModel(BitBertPreTrainedModel):
         self.bitbert = BitBertModel(config)
 
     def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        """What the encoder says -> logits of the class's shape; each head has its own."""
         raise NotImplementedError
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bitbert.errors import UserError
 from bitbert.model.configuration import PRESETS
 from bitbert.pretrain.config import OptimizerSection
 from bitbert.pretrain.lamb import Lamb
@@ -84,6 +85,11 @@ def test_groups(name: str, method: str) -> None:
     assert any(key.endswith("split_weight") for key in matrices) == model.config.split_weights
     if name == "lamb":
         assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+
+
+def test_a_rate_for_a_word_table_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"word_table_rate is 0\.5, but this model trains no word table"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimizerSection(word_table_rate=0.5))
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
