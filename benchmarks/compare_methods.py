@@ -6,8 +6,9 @@ come from one list for all: each method takes the one that is best on rows held 
 are of the last epoch on dev, so nothing is chosen by them. BiPFT is first pretrained for --pretrain-steps; BiT and
 BiBERT learn from the full-precision model of the task. --model adds a row for a model that comes pretrained.
 
-Everything lies under --work and is skipped when it is done: stop it and start the same command again. PATH is rewritten
-after every model, PATH with .png holds the plot. --detach goes on in the background and logs to WORK/log.txt.
+Everything lies under --work and is skipped when it is done: stop it and start the same command again, with further
+methods, tasks or seeds or another --model if you like. All methods run with the first seed, then with the next. PATH is
+rewritten after every model, PATH with .png holds the plot. --detach goes on in the background and logs to WORK/log.txt.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +73,9 @@ class Comparison:
         self._choose_rates()
         jobs = [
             Job(group, task, seed, {method: self.rates[method] for method in group.methods})
-            for group in plan_jobs(self.budget)
-            for task in self.budget.tasks
             for seed in self.budget.seeds
+            for task in self.budget.tasks
+            for group in plan_jobs(self.budget)
         ]
         with ThreadPoolExecutor(self.num_workers) as pool:
             for future in [pool.submit(self._finetune_and_record, job) for job in jobs]:
@@ -81,12 +83,18 @@ class Comparison:
         self._write(complete=True)
 
     def _check_settings(self) -> None:
-        """Refuse to go on with other settings in a folder that holds results of the old ones."""
-        settings = self.work / "settings.json"
-        if settings.is_file() and read_json(settings, "settings of a comparison") != self.budget.describe():
-            raise UserError(f"{str(self.work)!r} holds a comparison with other settings; choose another --work")
+        """Refuse to go on where results of other settings lie; what has a folder of its own may be added."""
+        settings, fixed = self.work / "settings.json", self.budget.fixed()
+        if settings.is_file():
+            found = read_json(settings, "settings of a comparison")
+            changed = [name for name, value in fixed.items() if found.get(name) != value]
+            if changed:
+                raise UserError(
+                    f"{str(self.work)!r} holds a comparison with {changed[0]}={found.get(changed[0])!r}, not "
+                    f"{fixed[changed[0]]!r}; choose another --work"
+                )
         self.work.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(settings, self.budget.describe())
+        write_json_atomically(settings, fixed)
 
     def _pretrain(self) -> None:
         wanted = [method for method in PRETRAINED if method in self.budget.methods]
@@ -152,18 +160,29 @@ class Comparison:
 
     def _finetune(self, job: Job) -> dict[str, dict[str, Any]]:
         """Run a job's stages, unless they are done, and read their results, by method."""
-        output = self.work / ("finetune" if job.search is None else f"search/{job.search:g}") / job.group.name
+        output = self.work / ("finetune" if job.search is None else f"search/{job.search:g}") / self._folder(job.group)
         files = {
             method: output / job.task / method / f"seed-{job.seed}" / "result.json" for method in job.group.methods
         }
         if not all(file.is_file() for file in files.values()):
-            name = f"{output.parent.name}-{job.group.name}-{job.task}-{job.seed}"
+            name = f"{output.parent.name}-{output.name}-{job.task}-{job.seed}"
             start = self._start(job.group)
             config = self._save(method_config(self.budget, job), name)
             arguments = ("--config", config, "--task", job.task, "--glue-dir", self.budget.glue_dir)
             options = ("--output", str(output), "--seeds", str(job.seed))
             self._command("bitbert.finetune.method", start, *arguments, *options, log=name)
         return {method: read_json(file, "stage result") for method, file in files.items()}
+
+    def _folder(self, group: Group) -> str:
+        """A given model's folder bears its weights' hash: another model under the same name is another row."""
+        return group.name if group.name != GIVEN else f"{GIVEN}-{self._given_hash}"
+
+    @cached_property
+    def _given_hash(self) -> str:
+        from bitbert.finetune.source import open_source
+
+        assert self.budget.model is not None  # the group is there because of it
+        return open_source(self.budget.model, None).fingerprint[:12]
 
     def _start(self, group: Group) -> str:
         if group.start is None:

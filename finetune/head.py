@@ -25,6 +25,9 @@ class Examples(Protocol):
         ...
 
 
+POOL_BATCHES = 50
+"""How many batches' rows are sorted together by length."""
+
 ExamplesT = TypeVar("ExamplesT", bound=Examples)
 
 
@@ -109,6 +112,27 @@ def batches(
         if head is not None:
             arrays |= head.targets(chosen, length)
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def epoch_order(
+    features: Sequence[Feature], batch_size: int, random: np.random.Generator, *, group_by_length: bool
+) -> np.ndarray:
+    """An epoch's order of the rows: a permutation, or one in which neighbours are of like length.
+
+    For the latter, every :data:`POOL_BATCHES` batches' worth of permuted rows is sorted by length and cut into batches,
+    and the batches are shuffled: padding almost vanishes, and which rows meet stays random. A batch that is not full
+    comes last.
+    """
+    order = random.permutation(len(features))
+    if not group_by_length:
+        return order
+    lengths = np.array([len(feature.input_ids) for feature in features])
+    pool = POOL_BATCHES * batch_size
+    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    num_full = len(order) // batch_size
+    full = order[: num_full * batch_size].reshape(num_full, batch_size)
+    return np.concatenate([random.permutation(full).reshape(-1), order[num_full * batch_size :]])
 
 
 @torch.no_grad()

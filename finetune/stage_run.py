@@ -37,46 +37,50 @@ def run_stages(method: MethodConfig, model_name: str, task: TaskData, seed: int,
         folder = output / name / f"seed-{seed}"
         recipe = method.recipe_of(name).for_task(task.name, task.epochs)
         earlier = [other for other in (stage.start, stage.teacher) if other in results]
+        source = open_stage(name, stage, model_name if stage.start == GIVEN else str(_saved(folder, stage.start)))
         identity = {
             "stage": name,
             "task": task.name,
             "model": model_name,
+            "start_sha256": source.fingerprint,
             "data_sha256": task.fingerprint,
             "config": recipe.model_dump(mode="json", exclude={"tracking", "tasks"}),
             "method": stage.model_dump(mode="json", exclude={"recipe"}),
             "after": {other: results[other]["weights_sha256"] for other in earlier},
         }
         found = read_result(folder, identity)
-        results[name] = found or _run_stage(name, stage, recipe, task, seed, folder, identity)
+        results[name] = found or _run_stage(name, stage, source, recipe, task, seed, folder, identity)
     return list(results.values())
 
 
 def _run_stage(
     name: str,
     stage: StageConfig,
+    source: Source,
     config: FinetuneConfig,
     task: TaskData,
     seed: int,
     folder: Path,
     identity: dict[str, Any],
 ) -> dict[str, Any]:
-    def saved(earlier: str) -> Path:
-        return folder.parent.parent / earlier / f"seed-{seed}" / "model"
-
-    source = open_stage(name, stage, identity["model"] if stage.start == GIVEN else str(saved(stage.start)))
     if config.max_length > source.config.max_position_embeddings:
         raise UserError(
             f"stage {name!r}: max_length {config.max_length} is above the model's "
             f"{source.config.max_position_embeddings} positions; lower it"
         )
     teacher = stage.teacher
-    loss = task_loss if teacher is None else Distillation(load_classifier(saved(teacher)), stage.distillation)
+    loss = task_loss if teacher is None else Distillation(load_classifier(_saved(folder, teacher)), stage.distillation)
     with track_seed(folder, config.tracking, f"{task.name}-{name}-seed-{seed}", seed, identity) as tracker:
         trained = train_seed(source, task, encode_task(task, source, config), config, seed, tracker, loss)
         result = describe_training(seed, trained) | identity
         _save(trained, task, source, config, folder, result)
     write_json_atomically(folder / RESULT, result)
     return result
+
+
+def _saved(folder: Path, earlier: str) -> Path:
+    """The model that an earlier stage left beside the stage of ``folder``, with the same seed."""
+    return folder.parent.parent / earlier / folder.name / "model"
 
 
 def _save(

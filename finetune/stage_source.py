@@ -22,6 +22,7 @@ from bitbert.model import (
 from bitbert.model.calibrate import set_activation_bits
 from bitbert.model.convert import from_full_precision
 from bitbert.model.splitting import half_width, split_ternary
+from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 
@@ -98,8 +99,12 @@ def load_classifier(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
+def _path(start: str) -> Path:
+    return find_model(require_local_or_hub(start, "model"))
+
+
 def _is_bitbert(start: str) -> bool:
-    path = Path(require_local_or_hub(start, "model"))
+    path = _path(start)
     if (path / "final").is_dir():
         return True
     if not (path / "config.json").is_file():
@@ -161,7 +166,7 @@ def _encoder(tensors: dict[str, Any]) -> dict[str, Tensor]:
 
 def _saved_head(start: str) -> dict[str, Tensor]:
     """The classifier in a saved model; empty where it has none."""
-    path = Path(require_local_or_hub(start, "model")) / "model.safetensors"
+    path = _path(start) / "model.safetensors"
     if not path.is_file():
         return {}
     return {name: tensor for name, tensor in load_file(path).items() if name.startswith("classifier.")}

@@ -20,7 +20,7 @@ from bitbert.tracking import Tracker, flatten
 
 from .config import FinetuneConfig
 from .data import TaskData
-from .head import Examples, Feature, batches, run_model
+from .head import Examples, Feature, batches, epoch_order, run_model
 from .optim import build_optimizer, clip_gradients, rate_factor, set_rate
 from .source import Source
 
@@ -121,7 +121,7 @@ def train_seed(
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"{task.title} seed {seed}", total=total)
         for _ in range(config.epochs):
-            order = random.permutation(len(features))
+            order = epoch_order(features, config.batch_size, random, group_by_length=config.group_by_length)
             for batch in batches(features, order, config.batch_size, pad_id, task.head):
                 model.train()
                 with products_in(config.precision, model.device):

@@ -159,5 +159,16 @@ def test_a_tiny_comparison_ends_in_its_table(
     monkeypatch.setattr(Comparison, "_command", command)
     Comparison(budget(**tiny), tmp_path / "work", tmp_path / "again.json", 1).run()
     assert json.loads((tmp_path / "again.json").read_text()) == found
-    with pytest.raises(UserError, match="holds a comparison with other settings"):
-        Comparison(budget(**tiny | {"seeds": (1,)}), tmp_path / "work", tmp_path / "again.json", 1)
+    with pytest.raises(UserError, match=r"holds a comparison with batch_size=32, not 8; choose another --work"):
+        Comparison(budget(**tiny | {"batch_size": 8}), tmp_path / "work", tmp_path / "again.json", 1)
+
+    more = Comparison(budget(**tiny | {"seeds": (0, 1)}), tmp_path / "work", tmp_path / "again.json", 1)
+    with pytest.raises(AssertionError, match="method runs again"):
+        more.run()
+    assert json.loads((tmp_path / "again.json").read_text())["rows"] == found["rows"]  # all of seed 0 comes first
+    (tmp_path / "given" / "final" / "model.safetensors").write_bytes(
+        (tmp_path / "work" / "bipft-a" / "final" / "model.safetensors").read_bytes()
+    )
+    changed = Comparison(budget(**tiny), tmp_path / "work", tmp_path / "again.json", 1)
+    with pytest.raises(AssertionError, match="method runs again"):
+        changed.run()

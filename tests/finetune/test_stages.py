@@ -1,6 +1,7 @@
 """Methods from start to end on a tiny task: teachers, chains of bits, splitting, what is saved, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from bitbert.config import load_config
+from bitbert.config import check_config, load_config
 from bitbert.errors import UserError
 from bitbert.finetune.data import TaskData
+from bitbert.finetune.source import open_source
 from bitbert.finetune.stage_run import run_stages
 from bitbert.finetune.stage_source import load_classifier, open_stage
 from bitbert.finetune.stages import MethodConfig, StageConfig
@@ -57,6 +59,30 @@ def test_bits_chain_from_full_precision_to_1(tiny_teacher: Path, pair_task: Task
     assert [(folders[name] / "result.json").stat().st_mtime_ns for name in results] == written
     with pytest.raises(UserError, match="holds a result with another config"):
         run("bit", tiny_teacher, pair_task, tmp_path, "recipe.epochs=2")
+
+
+def test_a_stage_starts_from_a_released_name(
+    packed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitbert.released.FOLDER", tmp_path)
+    shutil.copytree(packed_model, tmp_path / "bitbert-tiny")
+    found = open_stage("as-it-is", StageConfig(), "bitbert-tiny")
+    assert found.fingerprint == open_source(str(packed_model), None).fingerprint
+
+
+def test_another_start_under_the_same_name_is_refused(
+    saved_model: Path, packed_model: Path, pair_task: TaskData, tmp_path: Path
+) -> None:
+    recipe = {"epochs": 1, "max_train_rows": 16, "max_length": 32}
+    config = check_config(MethodConfig, {"stages": {"as-it-is": {"recipe": recipe}}}, "x")
+    model = tmp_path / "model"
+    shutil.copytree(packed_model, model)
+    (result,) = run_stages(config, str(model), pair_task, 0, tmp_path / "out")
+    assert result["start_sha256"] == open_source(str(packed_model), None).fingerprint
+    shutil.rmtree(model)
+    shutil.copytree(saved_model / "final", model)
+    with pytest.raises(UserError, match="holds a result with another start_sha256"):
+        run_stages(config, str(model), pair_task, 0, tmp_path / "out")
 
 
 def test_the_student_starts_with_its_teachers_weights_and_head(
