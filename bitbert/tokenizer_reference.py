@@ -24,7 +24,7 @@ def save_reference(folder: Path, tokenizer: "Tokenizer", sources: list[str]) -> 
         UserError: a source is no portable name, or none holds this tokenizer.
     """
     data = {"sources": sources, "fingerprint": tokenizer.fingerprint}
-    load_reference(data, f"tokenizer sources {', '.join(sources)}")
+    _load(data, f"tokenizer sources {', '.join(sources)}")
     write_json_atomically(folder / REFERENCE_FILE, data)
 
 
@@ -35,10 +35,10 @@ def read_reference(folder: Path) -> "Tokenizer":
         UserError: the file is damaged, or no source holds this tokenizer.
     """
     path = folder / REFERENCE_FILE
-    return load_reference(read_json(path, "tokenizer reference"), str(path))
+    return _load(read_json(path, "tokenizer reference"), str(path))
 
 
-def load_reference(data: Any, origin: str) -> "Tokenizer":
+def _load(data: Any, origin: str) -> "Tokenizer":
     """The first source's tokenizer that has the wanted fingerprint; ``origin`` names the reference in errors."""
     from bitbert.tokenizer import load_tokenizer
 

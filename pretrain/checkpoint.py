@@ -32,6 +32,7 @@ from bitbert.files import (
 )
 
 from .manifest import find_damage, write_manifest
+from .run_folder import STEP_PREFIX, checkpoint_folder, list_checkpoints, step_of
 from .tensor_file import DTYPES, TensorSpec, file_bytes, write_tensors
 from .zero import TrainingTensors
 
@@ -78,7 +79,7 @@ def save_checkpoint(
             make_folder(root)
             need = sum(map(file_bytes, files.values())) + _JSON_BYTES
             require_free_space(root, need, f"the checkpoint of step {state['step']}")
-            folder = root / _folder_name(state["step"])
+            folder = checkpoint_folder(root, state["step"])
             with publish_folder(folder, replace=True) as temporary:
                 hashes = {name: write_tensors(temporary / name, specs, gathered[name]) for name, specs in files.items()}
                 write_json_atomically(temporary / _STATE, {"format": FORMAT, "format_version": FORMAT_VERSION, **state})
@@ -98,14 +99,9 @@ def checkpoint_bytes(model: nn.Module) -> int:
     return weights + 2 * sum(each.numel() * each.element_size() for each in model.parameters()) + _JSON_BYTES
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    return sorted(root.glob("step-*")) if root.is_dir() else []
-
-
 def remove_unfinished(root: Path) -> None:
     """Clear away what a kill during a save left behind; call it on one rank, before the first save."""
-    for line in finish_publishing(root, "step-*"):
+    for line in finish_publishing(root, f"{STEP_PREFIX}*"):
         log(f"checkpoints: {line}")
 
 
@@ -198,16 +194,12 @@ def _aligned(specs: list[TensorSpec]) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: -spec.dtype.itemsize)
 
 
-def _folder_name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 def _remove_old(root: Path, step: int, keep: int, milestone_every: int) -> None:
     folders = list_checkpoints(root)
-    up_to_now = [folder for folder in folders if folder.name <= _folder_name(step)]
+    up_to_now = [folder for folder in folders if step_of(folder) <= step]
     kept = up_to_now[-keep:]
     if milestone_every:
-        kept += [folder for folder in up_to_now if int(folder.name.removeprefix("step-")) % milestone_every == 0]
+        kept += [folder for folder in up_to_now if step_of(folder) % milestone_every == 0]
     for folder in folders:
         if folder not in kept:
             remove_folder(folder)

@@ -100,6 +100,14 @@ class OptimizerSection(FrozenConfig):
             "word far at each appearance, and flips bits that it cannot mend until the next",
         ),
     ] = 1.0
+    step_size_rate: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="the learning rate of the binarizers' step sizes as a share of that of the rest: those of "
+            "attention probabilities are about 0.01, and a few updates at the rate of weights take them to zero",
+        ),
+    ] = 1.0
     gradient_clipping: Annotated[float, Field(ge=0, description="global norm; 0 = off, as published")] = 0.0
 
     def rate_at(self, step: int, total_steps: int) -> float:

@@ -142,10 +142,12 @@ class Engine:
             self._engine.zero_grad()
             self._engine.micro_steps += 1
             return
-        # ZeRO drops an update whose norm is not finite and clears its buffers. Where only the loss was not finite,
-        # the gradient is made to follow it.
-        for gradients in self._zero.averaged_gradients.values():
-            gradients[0].fill_(float("nan"))
+        # ZeRO drops an update whose norm is not finite. Where only the loss was not finite, the gradient is made to
+        # follow it: on rank 0, which holds a part of every tensor. On others the first may be padding alone, which
+        # nothing writes again.
+        if self.topology.is_main:
+            for gradients in self._zero.averaged_gradients.values():
+                gradients[0].fill_(float("nan"))
         self._engine.step()
 
     def whole_weights(self) -> AbstractContextManager[Any]:

@@ -28,7 +28,7 @@ from .checkpoint import (
 from .guard import NonFiniteGuard, SaveFailures
 from .ranks import share_json
 from .run import Run, data_identity
-from .run_folder import CHECKPOINTS
+from .run_folder import CHECKPOINTS, checkpoint_folder
 from .zero import TrainingTensors
 
 
@@ -141,7 +141,7 @@ class CheckpointKeeper:
     def final_weights(self) -> dict[str, torch.Tensor]:
         """The weights of the newest checkpoint, by name; shared ones once."""
         assert self.saved_step is not None
-        return load_file(self.root / f"step-{self.saved_step:08d}" / "model.safetensors")
+        return load_file(checkpoint_folder(self.root, self.saved_step) / "model.safetensors")
 
     def _shared(self, answer: dict[str, Any]) -> dict[str, Any] | None:
         answer = share_json(answer, self._topology, self._device)

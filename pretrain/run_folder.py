@@ -15,6 +15,7 @@ from .head_config import TeacherHeadConfig
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+STEP_PREFIX = "step-"
 FINAL = "final"
 STOP_FILE = "STOP"
 """Whoever creates this file ends the run within a step, with a checkpoint; the run removes it."""
@@ -88,9 +89,24 @@ def _refuse_other_rates(old: dict[str, Any], new: dict[str, Any]) -> None:
         )
 
 
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies below ``root``; names sort as steps do."""
+    return root / f"{STEP_PREFIX}{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(folder.name.removeprefix(STEP_PREFIX))
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(root.glob(f"{STEP_PREFIX}*")) if root.is_dir() else []
+
+
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a run folder, whether it is sound or not; 0 without one."""
-    return max((int(path.name.removeprefix("step-")) for path in (folder / CHECKPOINTS).glob("step-*")), default=0)
+    return max(map(step_of, list_checkpoints(folder / CHECKPOINTS)), default=0)
 
 
 def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:

@@ -15,43 +15,22 @@
 #include "amx.h"
 
 #if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "panels.h"
 #include "target.h"
+#include "tiles.h"
 
-long syscall(long number, ...); /* POSIX hides it */
-
-bool bb_amx_permitted(void) {
-    enum { TILES = 1 << 24, INT8 = 1 << 25, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (TILES | INT8)) != (TILES | INT8)) return false;
-    return !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA); /* for the process; asking again is harmless */
-}
+bool bb_amx_permitted(void) { return bb_tiles_permitted(); }
 
 BB_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,popcnt,amx-tile,amx-int8")
 
 #include "avx512.h"
 
 enum {
-    TILE_BYTES = 1024,
-    TILE_ROWS = 16,
     CHUNKS = 12, /* 64-bit words of a panel that are bytes at a time: 24 KiB */
     COUNTS_STRIDE = BB_PANEL * sizeof(uint32_t),
-};
-
-static const struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes_per_row[16];
-    uint8_t num_rows[16];
-} tile_shapes = {
-    .palette = 1,
-    .bytes_per_row = {64, 64, 64, 64, 64, 64, 64, 64},
-    .num_rows = {TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS},
 };
 
 /* 16 rows as tiles, one a 64-bit word, then the tile that their counts start from. Absent rows are zeros. */
@@ -60,10 +39,10 @@ static void spread_rows(bb_rows rows, size_t num_chunks, bool mask, int8_t *tile
     const __m512i low_bits = _mm512_set4_epi32(0x08080808, 0x04040404, 0x02020202, 0x01010101);
     const __m512i bit = _mm512_mask_slli_epi32(low_bits, 0xf0f0, low_bits, 4);
     const __m512i clear = _mm512_set1_epi8(mask ? 0 : 1), set = _mm512_set1_epi8(mask ? 1 : -1);
-    for (size_t row = 0; row < TILE_ROWS; row++) {
+    for (size_t row = 0; row < BB_TILE_ROWS; row++) {
         int8_t *out = tiles + row * 64;
         int32_t ones = 0;
-        for (size_t chunk = 0; chunk < num_chunks; chunk++, out += TILE_BYTES) {
+        for (size_t chunk = 0; chunk < num_chunks; chunk++, out += BB_TILE_BYTES) {
             __m512i values = _mm512_setzero_si512();
             if (row < rows.num_rows) {
                 uint64_t word;
@@ -85,7 +64,7 @@ static void spread_panel(const uint32_t *panel, size_t num_chunks, int8_t *tiles
         for (size_t word = 0; word < 2; word++)
             for (size_t half = 0; half < 2; half++, panel += 16) {
                 const __m512i words = _mm512_load_si512(panel);
-                int8_t *out = tiles + (chunk * 2 + half) * TILE_BYTES + word * 8 * 64;
+                int8_t *out = tiles + (chunk * 2 + half) * BB_TILE_BYTES + word * 8 * 64;
                 for (unsigned r = 0; r < 8; r++) _mm512_store_si512(out + r * 64, _mm512_and_si512(_mm512_srli_epi32(words, r), one));
             }
 }
@@ -102,50 +81,50 @@ BB_INLINE void multiply_tiles(const int8_t *upper, const int8_t *lower, const in
     } else {
         _tile_loadd(0, counts, COUNTS_STRIDE);
         _tile_loadd(1, counts + 16, COUNTS_STRIDE);
-        if (lower) _tile_loadd(2, counts + TILE_ROWS * BB_PANEL, COUNTS_STRIDE);
-        if (lower) _tile_loadd(3, counts + TILE_ROWS * BB_PANEL + 16, COUNTS_STRIDE);
+        if (lower) _tile_loadd(2, counts + BB_TILE_ROWS * BB_PANEL, COUNTS_STRIDE);
+        if (lower) _tile_loadd(3, counts + BB_TILE_ROWS * BB_PANEL + 16, COUNTS_STRIDE);
     }
-    for (size_t chunk = 0; chunk < num_chunks; chunk++, panel += 2 * TILE_BYTES) {
+    for (size_t chunk = 0; chunk < num_chunks; chunk++, panel += 2 * BB_TILE_BYTES) {
         for (size_t line = 0; line < num_lines; line++, next += 16) __builtin_prefetch(next);
-        _tile_stream_loadd(4, upper + chunk * TILE_BYTES, 64);
+        _tile_stream_loadd(4, upper + chunk * BB_TILE_BYTES, 64);
         _tile_loadd(6, panel, 64);
         _tile_dpbssd(0, 4, 6);
-        _tile_loadd(7, panel + TILE_BYTES, 64);
+        _tile_loadd(7, panel + BB_TILE_BYTES, 64);
         _tile_dpbssd(1, 4, 7);
         if (!lower) continue;
-        _tile_stream_loadd(5, lower + chunk * TILE_BYTES, 64);
+        _tile_stream_loadd(5, lower + chunk * BB_TILE_BYTES, 64);
         _tile_dpbssd(2, 5, 6);
         _tile_dpbssd(3, 5, 7);
     }
     _tile_stored(0, counts, COUNTS_STRIDE);
     _tile_stored(1, counts + 16, COUNTS_STRIDE);
-    if (lower) _tile_stored(2, counts + TILE_ROWS * BB_PANEL, COUNTS_STRIDE);
-    if (lower) _tile_stored(3, counts + TILE_ROWS * BB_PANEL + 16, COUNTS_STRIDE);
+    if (lower) _tile_stored(2, counts + BB_TILE_ROWS * BB_PANEL, COUNTS_STRIDE);
+    if (lower) _tile_stored(3, counts + BB_TILE_ROWS * BB_PANEL + 16, COUNTS_STRIDE);
 }
 
 static void multiply(const bb_product *product, bb_consume *consume, void *context) {
-    int8_t panel_tiles[CHUNKS * 2 * TILE_BYTES] __attribute__((aligned(64)));
+    int8_t panel_tiles[CHUNKS * 2 * BB_TILE_BYTES] __attribute__((aligned(64)));
     const bb_rows rows = product->rows;
-    const size_t num_chunks = product->num_words / 2, group_bytes = (num_chunks + 1) * TILE_BYTES;
-    for (size_t row = 0; row < rows.num_rows; row += TILE_ROWS) {
+    const size_t num_chunks = product->num_words / 2, group_bytes = (num_chunks + 1) * BB_TILE_BYTES;
+    for (size_t row = 0; row < rows.num_rows; row += BB_TILE_ROWS) {
         const bb_rows group = {.words = rows.words + row * rows.stride, .stride = rows.stride, .num_rows = rows.num_rows - row};
-        spread_rows(group, num_chunks, product->mask, product->bytes + row / TILE_ROWS * group_bytes);
+        spread_rows(group, num_chunks, product->mask, product->bytes + row / BB_TILE_ROWS * group_bytes);
     }
     /* A chunk of a panel is four lines of 64 bytes: all of the next panel's, shared among the pairs of groups. */
-    const size_t num_pairs = (rows.num_rows + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS), num_lines = num_pairs < 4 ? 4 / num_pairs : 1;
-    _tile_loadconfig(&tile_shapes);
+    const size_t num_pairs = (rows.num_rows + 2 * BB_TILE_ROWS - 1) / (2 * BB_TILE_ROWS), num_lines = num_pairs < 4 ? 4 / num_pairs : 1;
+    _tile_loadconfig(&bb_tile_shapes);
     for (size_t panel = 0; panel < product->num_panels; panel++)
         for (size_t first = 0; first < num_chunks; first += CHUNKS) {
             const size_t count = num_chunks - first < CHUNKS ? num_chunks - first : CHUNKS;
             const uint32_t *words = bb_panel(product->panels, product->num_words, panel) + first * 2 * BB_PANEL;
             spread_panel(words, count, panel_tiles);
-            for (size_t row = 0; row < rows.num_rows; row += 2 * TILE_ROWS) {
-                const size_t rest = rows.num_rows - row, num_rows = rest < 2 * TILE_ROWS ? rest : 2 * TILE_ROWS;
-                const int8_t *tiles = product->bytes + row / TILE_ROWS * group_bytes, *upper = tiles + first * TILE_BYTES;
-                const int8_t *start = first ? NULL : tiles + num_chunks * TILE_BYTES;
-                const uint32_t *next = words + (count * 4 + row / (2 * TILE_ROWS) * count * num_lines) * 16;
+            for (size_t row = 0; row < rows.num_rows; row += 2 * BB_TILE_ROWS) {
+                const size_t rest = rows.num_rows - row, num_rows = rest < 2 * BB_TILE_ROWS ? rest : 2 * BB_TILE_ROWS;
+                const int8_t *tiles = product->bytes + row / BB_TILE_ROWS * group_bytes, *upper = tiles + first * BB_TILE_BYTES;
+                const int8_t *start = first ? NULL : tiles + num_chunks * BB_TILE_BYTES;
+                const uint32_t *next = words + (count * 4 + row / (2 * BB_TILE_ROWS) * count * num_lines) * 16;
                 uint32_t *counts = product->counts + (num_chunks > CHUNKS ? row * BB_PANEL : 0);
-                if (rest > TILE_ROWS)
+                if (rest > BB_TILE_ROWS)
                     multiply_tiles(upper, upper + group_bytes, panel_tiles, count, start, start ? start + group_bytes : NULL, counts, next, num_lines);
                 else
                     multiply_tiles(upper, NULL, panel_tiles, count, start, NULL, counts, next, num_lines);
@@ -157,7 +136,7 @@ static void multiply(const bb_product *product, bb_consume *consume, void *conte
 
 /* Tile products on registers alone. */
 static double spin(size_t rounds) {
-    _tile_loadconfig(&tile_shapes);
+    _tile_loadconfig(&bb_tile_shapes);
     for (size_t round = 0; round < rounds; round++) {
         _tile_dpbssd(0, 4, 6);
         _tile_dpbssd(1, 4, 7);
@@ -165,11 +144,11 @@ static double spin(size_t rounds) {
         _tile_dpbssd(3, 5, 7);
     }
     _tile_release();
-    return (double)rounds * 4 * TILE_ROWS * 16 * 64;
+    return (double)rounds * 4 * BB_TILE_ROWS * 16 * 64;
 }
 
 const bb_kernels bb_amx_kernels = {
-    .name = "amx", .count = count_words, .multiply = multiply, .multiply_from = TILE_ROWS + 1, .spin = spin, BB_ELEMENTWISE};
+    .name = "amx", .count = count_words, .multiply = multiply, .multiply_from = BB_TILE_ROWS + 1, .spin = spin, BB_ELEMENTWISE};
 
 BB_TARGET_END
 #else

@@ -7,20 +7,13 @@
  * time from 4 KiB that never leave the first-level cache.
  */
 #if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "training.h"
 
 #include "../src/target.h"
+#include "../src/tiles.h"
 #include "rows.h"
 
-long syscall(long number, ...); /* POSIX hides it */
-
 enum {
-    TILE_ROWS = 16,
-    TILE_BYTES = 1024,
     DEPTH = 64,        /* bytes of the common dimension a tile */
     SIDE = 32,         /* rows and columns of four tiles of sums */
     BLOCK_ROWS = 256,
@@ -29,16 +22,6 @@ enum {
 
 BB_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma,amx-tile,amx-int8")
 #include "vectors.h"
-
-static const struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes_per_row[16];
-    uint8_t num_rows[16];
-} tile_shapes = {
-    .palette = 1,
-    .bytes_per_row = {64, 64, 64, 64, 64, 64, 64, 64},
-    .num_rows = {TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS, TILE_ROWS},
-};
 
 typedef struct {
     const int8_t *codes, *signs;
@@ -56,8 +39,8 @@ static void pack_panel(void *context, size_t worker, size_t panel) {
     const __m512i column = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)job->depth));
     int8_t *tile = job->panels + panel * SIDE * job->depth;
     for (size_t chunk = 0; chunk < job->depth; chunk += DEPTH)
-        for (size_t half = 0; half < 2; half++, tile += TILE_BYTES) {
-            const int8_t *first = job->signs + (panel * SIDE + half * TILE_ROWS) * job->depth + chunk;
+        for (size_t half = 0; half < 2; half++, tile += BB_TILE_BYTES) {
+            const int8_t *first = job->signs + (panel * SIDE + half * BB_TILE_ROWS) * job->depth + chunk;
             for (size_t quad = 0; quad < DEPTH / 4; quad++)
                 _mm512_storeu_si512(tile + quad * 64, _mm512_i32gather_epi32(column, first + quad * 4, 1));
         }
@@ -80,26 +63,26 @@ BB_INLINE void scale_sums(const product_job *job, const int32_t *sums, size_t ro
 BB_INLINE void multiply(const product_job *job, size_t row, size_t column) {
     const size_t depth = job->depth;
     const int8_t *panel = job->panels + column * depth;
-    const int8_t *upper = job->codes + row * depth, *lower = upper + TILE_ROWS * depth;
+    const int8_t *upper = job->codes + row * depth, *lower = upper + BB_TILE_ROWS * depth;
     int32_t sums[SIDE * SIDE] __attribute__((aligned(64)));
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (size_t chunk = 0; chunk < depth; chunk += DEPTH, panel += 2 * TILE_BYTES) {
+    for (size_t chunk = 0; chunk < depth; chunk += DEPTH, panel += 2 * BB_TILE_BYTES) {
         _tile_loadd(4, upper + chunk, depth);
         _tile_loadd(6, panel, 64);
         _tile_dpbssd(0, 4, 6);
-        _tile_loadd(7, panel + TILE_BYTES, 64);
+        _tile_loadd(7, panel + BB_TILE_BYTES, 64);
         _tile_dpbssd(1, 4, 7);
         _tile_loadd(5, lower + chunk, depth);
         _tile_dpbssd(2, 5, 6);
         _tile_dpbssd(3, 5, 7);
     }
     _tile_stored(0, sums, SIDE * sizeof *sums);
-    _tile_stored(1, sums + TILE_ROWS, SIDE * sizeof *sums);
-    _tile_stored(2, sums + TILE_ROWS * SIDE, SIDE * sizeof *sums);
-    _tile_stored(3, sums + TILE_ROWS * SIDE + TILE_ROWS, SIDE * sizeof *sums);
+    _tile_stored(1, sums + BB_TILE_ROWS, SIDE * sizeof *sums);
+    _tile_stored(2, sums + BB_TILE_ROWS * SIDE, SIDE * sizeof *sums);
+    _tile_stored(3, sums + BB_TILE_ROWS * SIDE + BB_TILE_ROWS, SIDE * sizeof *sums);
     scale_sums(job, sums, row, column);
 }
 
@@ -109,7 +92,7 @@ static void product_block(void *context, size_t worker, size_t index) {
     (void)worker;
     const product_job *job = context;
     const size_t begin = index * BLOCK_ROWS, end = least(begin + BLOCK_ROWS, job->rows);
-    _tile_loadconfig(&tile_shapes);
+    _tile_loadconfig(&bb_tile_shapes);
     for (size_t first = 0; first < job->width; first += BLOCK_COLUMNS)
         for (size_t row = begin; row < end; row += SIDE)
             for (size_t column = first; column < least(first + BLOCK_COLUMNS, job->width); column += SIDE) multiply(job, row, column);
@@ -118,12 +101,7 @@ static void product_block(void *context, size_t worker, size_t index) {
 
 BB_TARGET_END
 
-int bb_training_tiles(void) {
-    enum { TILES = 1 << 24, INT8 = 1 << 25, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (TILES | INT8)) != (TILES | INT8)) return 0;
-    return !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA); /* for the process; asking again is harmless */
-}
+int bb_training_tiles(void) { return bb_tiles_permitted(); }
 
 void bb_training_product(bb_pool *pool, const int8_t *codes, const int8_t *signs, const float *scale, size_t num_scales, const float *bias,
                          size_t rows, size_t depth, size_t width, float *out) {

@@ -13,7 +13,6 @@ from torch import nn
 from bitbert.distributed import Topology
 from bitbert.errors import UserError
 from bitbert.pretrain.checkpoint import (
-    list_checkpoints,
     load_model_weights,
     newest_checkpoint,
     remove_unfinished,
@@ -21,6 +20,7 @@ from bitbert.pretrain.checkpoint import (
     restore_weights,
     save_checkpoint,
 )
+from bitbert.pretrain.run_folder import list_checkpoints
 from bitbert.pretrain.zero import TrainingTensors
 
 ALONE = Topology(0, 1, 0, "127.0.0.1", 0)

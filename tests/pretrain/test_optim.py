@@ -87,20 +87,25 @@ def test_groups(name: str, method: str) -> None:
         assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
 
 
-def test_a_rate_for_a_word_table_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match=r"word_table_rate is 0\.5, but this model trains no word table"):
-        build_optimizer(torch.nn.Linear(2, 2), OptimizerSection(word_table_rate=0.5))
+@pytest.mark.parametrize(("option", "what"), [("word_table_rate", "word table"), ("step_size_rate", "step sizes")])
+def test_a_rate_for_what_is_not_there_is_refused(option: str, what: str) -> None:
+    with pytest.raises(UserError, match=rf"{option} is 0\.5, but this model trains no {what}; leave it out"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimizerSection(**{option: 0.5}))
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_the_word_table_moves_at_its_share_of_the_rate(name: str) -> None:
+def test_word_table_and_step_sizes_move_at_their_share_of_the_rate(name: str) -> None:
     model = tiny_model("bipft-b", vocab_size=60)
-    section = OptimizerSection(name=name, weight_decay=0.5, word_table_rate=0.25)
+    section = OptimizerSection(name=name, weight_decay=0.5, word_table_rate=0.25, step_size_rate=0.125)
     optimizer = build_optimizer(model, section)
     set_learning_rate(optimizer, 0.8)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.8, 0.8, 0.2]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0, 0.5]
-    (table,) = optimizer.param_groups[2]["params"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.8, 0.8, 0.2, 0.1]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0, 0.5, 0.0]
+    (table,), steps = (group["params"] for group in optimizer.param_groups[2:])
     assert table is model.get_input_embeddings().weight
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    assert {names[id(step)] for step in steps} == {key for key in names.values() if key.endswith(".alpha")}
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len({id(parameter) for parameter in members}) == len(members) == len(list(model.parameters()))
+    if name == "lamb":
+        assert [group["adapt"] for group in optimizer.param_groups] == [True, False, True, False]

@@ -18,7 +18,8 @@ from tests.pretrain import forked
 from tests.pretrain.settings import SMOKE
 from tests.pretrain.test_faults import plant_nan
 
-SHORT = ("steps=4", "checkpoint_every=2", "eval_every=2", "optimizer.word_table_rate=0.5")  # three groups
+RATES = ("optimizer.word_table_rate=0.5", "optimizer.step_size_rate=0.5")  # a group each; rank 1 holds no step size
+SHORT = ("steps=4", "checkpoint_every=2", "eval_every=2", *RATES)
 
 
 def partition_all(rank: int) -> None:
