@@ -1,9 +1,8 @@
 """Recipes of pretraining at one small budget: python benchmarks/choose_recipe.py --json PATH [KEY=VALUE]...
 
 benchmarks/recipes.yaml holds a base config and the recipes, each a list of changes to it; KEY=VALUE changes the base of
-all. Each is pretrained on the same rows and masks, and measured on held-out rows: the relative error of each layer's
-hidden states against the teacher's, ||h_s - h_t|| / ||h_t||, their mean cosine, the masked-LM loss; and as a sentence
-encoder without finetuning (STS-B dev, Spearman). What failed stays in the table, with the reason.
+all. Each is pretrained on the same rows and masks, and measured on held-out rows (distance_to_teacher.py) and as a
+sentence encoder without finetuning (STS-B dev, Spearman). What failed stays in the table, with the reason.
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again. PATH is rewritten
 after every recipe, PATH with .md holds the table, best last layer first. --detach goes on in the background.
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 from background import detach
+from distance_to_teacher import measure
 from sentence_encoder import correlations, read_pairs, teacher_encoder, torch_encoder
 
 from bitbert.config import check_config, dump_config, parse_overrides
@@ -29,10 +29,9 @@ from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically, write_text_atomically
 from bitbert.model import BitBertForPreTraining
 from bitbert.pretrain.config import LossSection, PretrainConfig
-from bitbert.pretrain.data import BatchMaker
 from bitbert.pretrain.run import TRAINING_FILE, open_shards
 from bitbert.pretrain.run_folder import FINAL, refuse_other_run
-from bitbert.pretrain.teacher import Teacher, load_teacher
+from bitbert.pretrain.teacher import load_teacher
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 from bitbert.tracking import read_metrics
@@ -131,38 +130,6 @@ class Series:
             row["config"] = self.configs[row["recipe"]].model_dump(mode="json")
         write_json_atomically(self.path, {"teacher_stsb": self.teacher_scores, "rows": rows, "complete": complete})
         write_text_atomically(self.path.with_suffix(".md"), table(rows, self.teacher_scores))
-
-
-@torch.no_grad()
-def measure(final: Path, teacher: Teacher, heldout: BatchMaker, num_rows: int, batch_size: int = 16) -> dict[str, Any]:
-    """How near a student is to its teacher on the first ``num_rows`` held-out rows, masked as in training.
-
-    Returns:
-        ``layer_error`` and ``layer_cosine``: a number for the embeddings and each layer, over text tokens;
-        ``mlm_loss`` and ``mlm_accuracy`` at masked positions.
-    """
-    student = BitBertForPreTraining.from_pretrained(final, dtype=torch.float32).eval()
-    rows = heldout.sample_rows(0, min(num_rows, len(heldout.reader)))
-    sums = torch.zeros(3, student.config.num_hidden_layers + 1, dtype=torch.float64)
-    loss = right = masked = tokens = 0.0
-    for start in range(0, len(rows), batch_size):
-        batch = heldout.batch(rows[start : start + batch_size])
-        output = student(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
-        text = batch.attention_mask.bool()
-        for layer, (ours, theirs) in enumerate(zip(output.hidden_states, teacher(batch).hidden_states, strict=True)):
-            ours, theirs = ours[text].double(), theirs[text].double()
-            cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
-            sums[:, layer] += torch.stack([(ours - theirs).square().sum(), theirs.square().sum(), cosine.sum()])
-        logits = output.prediction_logits
-        loss += torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum").item()
-        right += (logits.argmax(-1) == batch.labels).sum().item()
-        masked, tokens = masked + len(batch.labels), tokens + batch.num_tokens
-    return {
-        "layer_error": (sums[0] / sums[1]).sqrt().tolist(),
-        "layer_cosine": (sums[2] / tokens).tolist(),
-        "mlm_loss": loss / masked,
-        "mlm_accuracy": right / masked,
-    }
 
 
 def _student_encoder(final: Path) -> Any:

@@ -86,6 +86,7 @@ def main() -> None:
         return found
 
     expected = output()
+    print(f"mean magnitude of the table: {table.abs().mean():.3f}\n")
     print("| scales | " + " | ".join(f"signs around {name}" for name in CENTERS) + " |")
     print("| --- |" + " ---: |" * len(CENTERS))
     for name, scheme in SCHEMES.items():

@@ -1,6 +1,7 @@
 """The series of recipes and the sentence encoder at toy scale: they measure what they say, and resume."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,11 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     tiny_glue: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One recipe is trained already, the other cannot be: its process says why."""
     import choose_recipe
+    import distance_to_teacher
 
     from bitbert.pretrain.loop import pretrain
 
@@ -115,6 +118,15 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     assert len(trained["layer_error"]) == len(trained["layer_cosine"]) == 3
     assert all(f"| {name} |" in (tmp_path / "out.md").read_text() for name in ("broken", "channel"))
 
+    run = tmp_path / "work" / "channel"
+    monkeypatch.setattr("sys.argv", ["distance_to_teacher.py", str(run), "--json", str(tmp_path / "distance.json")])
+    distance_to_teacher.main()
+    alone = json.loads((tmp_path / "distance.json").read_text())
+    assert {key: trained[key] for key in alone if key != "run"} == {key: alone[key] for key in alone if key != "run"}
+    assert f"| {alone['layer_error'][-1]:.3f} |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no final/; finish it"):
+        distance_to_teacher.measure_run(unfinished(run, tmp_path / "unfinished"), None)
+
     def measure_again(*arguments: object) -> dict:
         raise AssertionError("measured again")
 
@@ -124,6 +136,12 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     assert again["rows"] == [trained]
     with pytest.raises(UserError, match="holds a run with seed=42"):
         choose_recipe.read_recipes(tiny_recipes, ["seed=7"], tmp_path / "work", [])
+
+
+def unfinished(run: Path, copy: Path) -> Path:
+    copy.mkdir()
+    shutil.copy(run / "config.yaml", copy)
+    return copy
 
 
 def read_lines(path: Path) -> list[dict]:
