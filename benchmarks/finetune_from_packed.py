@@ -65,6 +65,7 @@ def main() -> None:
         "batch_size": arguments.batch_size,
         "max_train_rows": arguments.rows,  # drawn from the whole training set, not its first
         "max_length": arguments.max_length,
+        "group_by_length": True,
         "schedule": "linear",
         "warmup_fraction": 0.1,
         "gradient_clipping": 1.0,
