@@ -1,4 +1,4 @@
-"""Finetuning from bits against latent weights, at toy scale: each run is recorded once, and the table holds them all."""
+"""Finetuning from bits against latent weights, at toy scale: runs are recorded once, and the table holds them all."""
 
 import json
 from pathlib import Path
