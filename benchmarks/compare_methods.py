@@ -8,7 +8,8 @@ BiBERT learn from the full-precision model of the task. --model adds a row for a
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again, with further
 methods, tasks or seeds or another --model if you like. All methods run with the first seed, then with the next. PATH is
-rewritten after every model, PATH with .png holds the plot. --detach goes on in the background and logs to WORK/log.txt.
+rewritten after every model, beside it a table (.md) and a plot (.png). --detach goes on in the background and logs to
+WORK/log.txt.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from background import detach
 from compare_plan import (
     ALL,
@@ -36,9 +36,10 @@ from compare_plan import (
     pretrain_config,
     score_of,
 )
+from compare_report import plot, table
 
 from bitbert.errors import UserError
-from bitbert.files import read_json, write_atomically, write_json_atomically, write_text_atomically
+from bitbert.files import read_json, write_json_atomically, write_text_atomically
 from bitbert.finetune.glue_files import read_glue_tasks
 from bitbert.finetune.tasks import find_tasks
 from bitbert.pretrain.run import TRAINING_FILE
@@ -223,6 +224,7 @@ class Comparison:
             "complete": complete,
         }
         write_json_atomically(self.path, found)
+        write_text_atomically(self.path.with_suffix(".md"), table(rows))
         plot(rows, self.path.with_suffix(".png"))
 
 
@@ -232,34 +234,9 @@ def _pretraining_tokens(run: Path) -> int | None:
     return int(read_json(record, "training record")["tokens"]) if record.is_file() else None
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """A group of bars a task, one bar a method: the mean over seeds, and each seed as a point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    tasks = sorted({row["task"] for row in rows})
-    methods = [method for method in ALL if any(row["method"] == method for row in rows)]
-    figure, axes = pyplot.subplots(figsize=(1.5 + 1.5 * len(tasks), 3.5), layout="constrained")
-    for place, method in enumerate(methods):
-        scores = [
-            [100 * row["score"] for row in rows if (row["method"], row["task"]) == (method, task)] for task in tasks
-        ]
-        centers = np.arange(len(tasks)) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods)
-        axes.bar(centers, [np.mean(found) if found else 0 for found in scores], 0.8 / len(methods), label=method)
-        for center, found in zip(centers, scores, strict=True):
-            axes.plot([center] * len(found), found, "k.", markersize=3)
-    axes.set_xticks(range(len(tasks)), tasks)
-    axes.set_ylabel("score on dev x 100")
-    axes.legend(fontsize=7, ncols=2)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    pyplot.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="file for the table; the plot is beside it")
+    parser.add_argument("--json", type=Path, required=True, help="file for the rows; table and plot are beside it")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"))
     parser.add_argument("--workers", type=int, default=2, help="finetunings at a time; each has one thread by default")
     parser.add_argument("--detach", action="store_true", help="go on in the background")

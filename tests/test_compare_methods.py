@@ -74,6 +74,26 @@ def test_scores_are_glues_numbers() -> None:
     assert score_of({"accuracy": 0.7, "f1": 0.8}) == 0.7
 
 
+def test_the_table_has_means_deviations_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    from compare_report import table
+
+    def row(method: str, task: str, seed: int, score: float) -> dict[str, Any]:
+        packed = None if method == "full-precision" else 4 * 2**20
+        known = {"pretraining_tokens": 0, "learning_rate": 2e-4, "packed_bytes": packed, "float_bytes": 80 * 2**20}
+        return {"method": method, "task": task, "seed": seed, "score": score, **known}
+
+    scores = {"full-precision": (0.9, 0.8, 0.95), "baseline": (0.6, 0.5, 0.3)}
+    rows = []
+    for method, (first, second, other) in scores.items():
+        rows += [row(method, "rte", 0, first), row(method, "rte", 1, second), row(method, "cola", 0, other)]
+    *_, whole, baseline = table(rows).splitlines()
+    assert whole == "| full-precision | 0 | 80.0 | 0.0002 | 95.0 | 85.0 ± 7.1 | 90.0 | 100 % |"
+    assert baseline == "| baseline | 0 | 4.0 | 0.0002 | 30.0 | 55.0 ± 7.1 | 42.5 | 47 % |"
+    *_, partial = table(rows[:-1]).splitlines()
+    assert partial == "| baseline | 0 | 4.0 | 0.0002 |  | 55.0 ± 7.1 |  |  |"
+
+
 def test_wrong_names_are_refused() -> None:
     with pytest.raises(UserError, match="method 'bert' is not compared"):
         budget(methods=("bert",))
@@ -152,6 +172,8 @@ def test_a_tiny_comparison_ends_in_its_table(
         assert row["learning_rate"] == 1e-3
     assert found["caveats"]["rte"]  # these are not GLUE's files
     assert (tmp_path / "compare.png").is_file()
+    text = (tmp_path / "compare.md").read_text()
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| baseline", "| bipft-a", "| bitbert"]
 
     def command(self: object, module: str, *arguments: str, log: str) -> None:
         raise AssertionError(f"{module} runs again")

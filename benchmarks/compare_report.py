@@ -1,0 +1,74 @@
+"""What people read of compare_methods.py: a table of means and deviations over seeds, and a plot of every seed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare_plan import ALL
+
+from bitbert.files import write_atomically
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a method, a column a task: mean score x 100 +- sample standard deviation over seeds.
+
+    The average over tasks is given to methods that have all of them; the share is of the full-precision average.
+    """
+    tasks = sorted({row["task"] for row in rows})
+    whole = average([row for row in rows if row["method"] == ALL[0]], tasks)
+    lines = [
+        "| method | pretraining tokens | MiB | learning rate | " + " | ".join(tasks) + " | average | share |",
+        "| --- | ---: | ---: | ---: |" + " ---: |" * (len(tasks) + 2),
+    ]
+    for method in ALL:
+        found = [row for row in rows if row["method"] == method]
+        if not found:
+            continue
+        first = found[0]
+        size = (first["packed_bytes"] or first["float_bytes"]) / 2**20
+        mean = average(found, tasks)
+        tokens = "unknown" if first["pretraining_tokens"] is None else f"{first['pretraining_tokens']:,}"
+        cells = [method, tokens, f"{size:.1f}", f"{first['learning_rate']:g}"]
+        cells += [_cell([100 * row["score"] for row in found if row["task"] == task]) for task in tasks]
+        cells.append("" if mean is None else f"{100 * mean:.1f}")
+        cells.append("" if mean is None or not whole else f"{100 * mean / whole:.0f} %")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def average(rows: list[dict[str, Any]], tasks: list[str]) -> float | None:
+    """Mean over ``tasks`` of the mean over seeds; None where a task is missing."""
+    scores = [[row["score"] for row in rows if row["task"] == task] for task in tasks]
+    return float(np.mean([np.mean(found) for found in scores])) if all(scores) and scores else None
+
+
+def _cell(scores: list[float]) -> str:
+    if not scores:
+        return ""
+    spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{spread}"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """A group of bars a task, one bar a method: the mean over seeds, and each seed as a point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = sorted({row["task"] for row in rows})
+    methods = [method for method in ALL if any(row["method"] == method for row in rows)]
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.5 * len(tasks), 3.5), layout="constrained")
+    for place, method in enumerate(methods):
+        scores = [
+            [100 * row["score"] for row in rows if (row["method"], row["task"]) == (method, task)] for task in tasks
+        ]
+        centers = np.arange(len(tasks)) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        axes.bar(centers, [np.mean(found) if found else 0 for found in scores], 0.8 / len(methods), label=method)
+        for center, found in zip(centers, scores, strict=True):
+            axes.plot([center] * len(found), found, "k.", markersize=3)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("score on dev x 100")
+    axes.legend(fontsize=7, ncols=2)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    pyplot.close(figure)
