@@ -68,7 +68,7 @@ class FinetuneConfig(FrozenConfig):
     ] = 0
     group_by_length: Annotated[
         bool,
-        Field(description="batches of rows of like length, in random order: half the padded tokens or fewer"),
+        Field(description="batches of rows of like length, in random order: less padding"),
     ] = False
     precision: Annotated[
         Precision,

@@ -100,8 +100,9 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    return sorted(root.glob(f"{STEP_PREFIX}*")) if root.is_dir() else []
+    """Checkpoint folders, oldest first; a copy under another name, such as ``step-00000100-kept``, is none."""
+    found = root.glob(f"{STEP_PREFIX}*") if root.is_dir() else []
+    return sorted(folder for folder in found if folder.name.removeprefix(STEP_PREFIX).isdecimal())
 
 
 def newest_step(folder: Path) -> int:

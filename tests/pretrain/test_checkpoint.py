@@ -83,6 +83,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "latest").read_text(encoding="utf-8") == "step-00000010\n"
 
 
+def test_a_copy_under_another_name_is_left_alone(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000001-kept")
+    saved(tmp_path, 2, keep=1, milestone_every=5)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert (tmp_path / "step-00000001-kept" / "state.json").is_file()
+
+
 def test_milestones_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3, 4, 5, 6, keep=1, milestone_every=2)
     assert [folder.name[-1] for folder in list_checkpoints(tmp_path)] == ["2", "4", "6"]
