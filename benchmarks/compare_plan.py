@@ -142,7 +142,9 @@ def plan_jobs(budget: Budget, only: tuple[str, ...] = ALL) -> list[Group]:
     from_teacher = [method for method in wanted if method not in (*PRETRAINED, GIVEN)]
     if needs_teacher and "full-precision" not in from_teacher and (from_teacher or "full-precision" in only):
         from_teacher.insert(0, "full-precision")
-    groups = [Group("teacher", None, tuple(from_teacher))] if from_teacher else []
+    # Alone it is searched for, at every rate; with students it has the one that was found, and a folder apart.
+    name = "full-precision" if from_teacher == ["full-precision"] else "teacher"
+    groups = [Group(name, None, tuple(from_teacher))] if from_teacher else []
     groups += [Group(method, method, (method,)) for method in wanted if method in PRETRAINED]
     return groups + [Group(GIVEN, budget.model, (GIVEN,)) for method in wanted if method == GIVEN]
 

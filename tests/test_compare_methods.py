@@ -124,6 +124,10 @@ def test_rates_are_chosen_on_held_out_rows_students_after_their_teacher(
     taught = [job for job in jobs if "bit" in job.group.methods]
     assert len(taught) == 3
     assert all(job.rates["full-precision"] == 5e-5 for job in taught)
+    rates_in_folder = {(job.search, comparison._folder(job.group)): set() for job in jobs}
+    for job in jobs:
+        rates_in_folder[job.search, comparison._folder(job.group)].add(job.rates.get("full-precision"))
+    assert all(len(rates) == 1 for rates in rates_in_folder.values()), rates_in_folder
     assert all((job.task, job.seed) == ("sst2", 0) for job in jobs)
 
 
