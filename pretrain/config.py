@@ -104,8 +104,8 @@ class OptimizerSection(FrozenConfig):
         float,
         Field(
             gt=0,
-            description="the learning rate of the binarizers' step sizes as a share of that of the rest: those of "
-            "attention probabilities are about 0.01, and a few updates at the rate of weights take them to zero",
+            description="the learning rate of the binarizers' step sizes as a share of that of the rest; BiT trains "
+            "them at 1e-4",
         ),
     ] = 1.0
     gradient_clipping: Annotated[float, Field(ge=0, description="global norm; 0 = off, as published")] = 0.0
