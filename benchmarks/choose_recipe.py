@@ -22,6 +22,7 @@ import torch
 import yaml
 from background import detach
 from distance_to_teacher import measure
+from places import GLUE
 from sentence_encoder import correlations, read_pairs, teacher_encoder, torch_encoder
 
 from bitbert.config import check_config, dump_config, parse_overrides
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--recipes", type=Path, default=RECIPES)
     parser.add_argument("--only", default="", help="names of recipes, separated by commas")
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--glue-dir", type=Path, default=Path("../shared/data/glue"))
+    parser.add_argument("--glue-dir", type=Path, default=GLUE)
     parser.add_argument("--workers", type=int, default=2, help="recipes at a time; each has one thread by default")
     parser.add_argument("--detach", action="store_true", help="go on in the background")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the base of all recipes")

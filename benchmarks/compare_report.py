@@ -7,6 +7,7 @@ import numpy as np
 from compare_plan import ALL
 
 from bitbert.files import write_atomically
+from bitbert.finetune.statistics import mean_and_deviation
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -29,7 +30,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         mean = average(found, tasks)
         tokens = "unknown" if first["pretraining_tokens"] is None else f"{first['pretraining_tokens']:,}"
         cells = [method, tokens, f"{size:.1f}", f"{first['learning_rate']:g}"]
-        cells += [_cell([100 * row["score"] for row in found if row["task"] == task]) for task in tasks]
+        cells += [mean_and_deviation([100 * row["score"] for row in found if row["task"] == task]) for task in tasks]
         cells.append("" if mean is None else f"{100 * mean:.1f}")
         cells.append("" if mean is None or not whole else f"{100 * mean / whole:.0f} %")
         lines.append("| " + " | ".join(cells) + " |")
@@ -40,13 +41,6 @@ def average(rows: list[dict[str, Any]], tasks: list[str]) -> float | None:
     """Mean over ``tasks`` of the mean over seeds; None where a task is missing."""
     scores = [[row["score"] for row in rows if row["task"] == task] for task in tasks]
     return float(np.mean([np.mean(found) for found in scores])) if all(scores) and scores else None
-
-
-def _cell(scores: list[float]) -> str:
-    if not scores:
-        return ""
-    spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
-    return f"{np.mean(scores):.1f}{spread}"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

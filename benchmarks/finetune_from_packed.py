@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from places import GLUE
 from torch import Tensor
 
 from bitbert.files import write_json_atomically
@@ -33,6 +34,7 @@ from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.data import TaskData
 from bitbert.finetune.glue_files import read_glue_tasks
 from bitbert.finetune.source import Source, open_source
+from bitbert.finetune.statistics import mean_and_deviation
 from bitbert.finetune.tasks import TASKS, find_tasks
 from bitbert.finetune.train import EncodedTask, encode_task, train_seed
 from bitbert.model import BitBertConfig
@@ -143,8 +145,7 @@ def _cell(runs: list[dict[str, Any]]) -> str:
     if not runs:
         return "-"
     scores = [100 * run["score"] for run in runs]
-    spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
-    return f"{np.mean(scores):.1f}{spread} ({100 * np.mean([run['flip_ratio'] for run in runs]):.2f} % flipped)"
+    return f"{mean_and_deviation(scores)} ({100 * np.mean([run['flip_ratio'] for run in runs]):.2f} % flipped)"
 
 
 def _first_layers(source: Source, num_layers: int) -> Source:
@@ -187,7 +188,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="file for every run")
     parser.add_argument("--latent", default="runs/demo/pretrain", help="latent model")
     parser.add_argument("--packed", default="runs/demo/packed", help="the same model, packed")
-    parser.add_argument("--glue-dir", type=Path, default=Path("../shared/data/glue"))
+    parser.add_argument("--glue-dir", type=Path, default=GLUE)
     parser.add_argument("--tasks", type=_list_of(str), default=["sst2", "genre", "hypothesis"])
     parser.add_argument("--seeds", type=_list_of(int), default=[0, 1, 2])
     parser.add_argument("--rates", type=_list_of(float), default=[1e-4, 3e-4, 1e-3])

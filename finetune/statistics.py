@@ -44,6 +44,13 @@ def deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1))
 
 
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """``mean ± deviation`` to one decimal, for tables: the mean alone for one value, nothing for none."""
+    if not values:
+        return ""
+    return f"{mean(values):.1f}" + (f" ± {deviation(values):.1f}" if len(values) > 1 else "")
+
+
 def published_number(task: str, values: Mapping[str, float]) -> float:
     """What the published tables print for a task, times 100: for STS-B the mean of both correlations."""
     return 100 * mean([values[metric] for metric in TASKS[task].published])

@@ -18,9 +18,10 @@ from bitbert.model.calibrate import calibrate_step_sizes
 from bitbert.model.precision import products_in
 from bitbert.tracking import Tracker, flatten
 
+from .batches import batches, epoch_order, run_model
 from .config import FinetuneConfig
 from .data import TaskData
-from .head import Examples, Feature, batches, epoch_order, run_model
+from .head import Examples, Feature
 from .optim import build_optimizer, clip_gradients, rate_factor, set_rate
 from .source import Source
 

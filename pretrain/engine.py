@@ -14,6 +14,7 @@ from torch import nn
 from bitbert.distributed import Topology
 from bitbert.memory import give_back_memory_now_and_then
 from bitbert.model import BitBertPreTrainedModel
+from bitbert.model.linear import named_step_sizes
 from bitbert.model.precision import products_in
 
 from .config import PretrainConfig
@@ -123,7 +124,7 @@ class Engine:
         """Let ``change`` set the model's step sizes between two updates, the same on every rank; collective."""
         with self.whole_weights():
             change(self.model)
-            alphas = {name: each.detach().clone() for name, each in self.model.named_parameters() if _is_step(name)}
+            alphas = {name: each.detach().clone() for name, each in named_step_sizes(self.model).items()}
         if self._zero is not None:  # it updates copies of its own
             for name, value in alphas.items():
                 self.tensors.set(TensorSpec(name, value.dtype, tuple(value.shape)), value)
@@ -218,10 +219,6 @@ def deepspeed_config(config: PretrainConfig, topology: Topology) -> dict[str, An
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-def _is_step(name: str) -> bool:
-    return name.endswith(".alpha")
 
 
 def _free_port() -> int:

@@ -11,6 +11,7 @@ from bitbert.errors import UserError
 from bitbert.files import finish_publishing, publish_folder, read_json, sha256_file, write_json_atomically
 from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForPreTraining, preset_fields
 from bitbert.model.convert import from_full_precision, mark_calibrated
+from bitbert.model.linear import named_step_sizes
 
 from .config import ModelSection
 from .manifest import find_damage, write_manifest
@@ -55,7 +56,7 @@ def save_step_sizes(model: nn.Module, folder: Path) -> None:
     finish_publishing(folder, CALIBRATION)
     with publish_folder(folder / CALIBRATION, replace=True) as temporary:
         path = temporary / _STEP_SIZES
-        write_json_atomically(path, {name: parameter.item() for name, parameter in _step_sizes(model)})
+        write_json_atomically(path, {name: parameter.item() for name, parameter in named_step_sizes(model).items()})
         write_manifest(temporary, {_STEP_SIZES: sha256_file(path)})
 
 
@@ -73,7 +74,7 @@ def load_step_sizes(model: nn.Module, folder: Path) -> bool:
         log(f"{CALIBRATION}: {damage}; calibrating again")
         return False
     path = folder / CALIBRATION / _STEP_SIZES
-    saved, parameters = read_json(path, "step sizes"), dict(_step_sizes(model))
+    saved, parameters = read_json(path, "step sizes"), named_step_sizes(model)
     if set(saved) != set(parameters):
         raise UserError(
             f"{str(path)!r} holds the step sizes of another model; use another output or remove the run folder"
@@ -82,7 +83,3 @@ def load_step_sizes(model: nn.Module, folder: Path) -> bool:
         parameter.fill_(saved[name])
     mark_calibrated(model)
     return True
-
-
-def _step_sizes(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if name.endswith(".alpha")]

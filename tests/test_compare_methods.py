@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_jobs, pretrain_config, score_of
+from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_jobs, pretrain_config
 from bitbert.config import check_config
 from bitbert.errors import UserError
 from bitbert.finetune.stages import MethodConfig
 from bitbert.pretrain.config import PretrainConfig
-from tests.conftest import REPOSITORY, tiny_documents, write_jsonl
+from tests.conftest import tiny_documents, write_jsonl
 from tests.finetune.conftest import saved_model, tiny_glue  # noqa: F401 (fixtures)
 
 
@@ -68,14 +68,7 @@ def test_both_variants_are_pretrained_alike() -> None:
     assert configs[0] == configs[1]
 
 
-def test_scores_are_glues_numbers() -> None:
-    assert score_of({"pearson": 0.5, "spearman": 0.3}) == pytest.approx(0.4)
-    assert score_of({"matthews": 0.1}) == 0.1
-    assert score_of({"accuracy": 0.7, "f1": 0.8}) == 0.7
-
-
 def test_the_table_has_means_deviations_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     from compare_report import table
 
     def row(method: str, task: str, seed: int, score: float) -> dict[str, Any]:
@@ -106,7 +99,6 @@ def test_rates_are_chosen_on_held_out_rows_students_after_their_teacher(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     from compare_methods import Comparison
 
     best = {"full-precision": 5e-5, "baseline": 8e-4, "bit": 5e-5, "bibert": 2e-4, "bipft-a": 8e-4, "bipft-b": 2e-4}
@@ -138,7 +130,6 @@ def test_a_tiny_comparison_ends_in_its_table(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     from compare_methods import Comparison
 
     (tmp_path / "given" / "final").mkdir(parents=True)

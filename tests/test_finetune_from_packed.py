@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.finetune.conftest import packed_model, saved_model, tiny_glue  # noqa: F401 (fixtures)
 
 
@@ -17,7 +16,6 @@ def test_every_start_and_rate_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import finetune_from_packed as benchmark
 
     def run(*changes: str) -> list[dict]:

@@ -16,13 +16,8 @@ from bitbert.pretrain.curriculum import Curriculum
 from bitbert.pretrain.student import student_config
 from bitbert.resources import resolve
 from bitbert.tokenizer import load_tokenizer
-from tests.conftest import MINILM, REPOSITORY
+from tests.conftest import MINILM
 from tests.finetune.conftest import packed_model, tiny_glue  # noqa: F401 (fixtures)
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
 
 
 def test_correlations_are_of_cosines() -> None:

@@ -19,7 +19,7 @@ ABSENT = "package://no-such-distribution/model"
 
 def test_the_first_source_that_has_it_is_used(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(MINILM)
-    save_reference(tmp_path, tokenizer, [ABSENT, MINILM])
+    save_reference(tmp_path, tokenizer, [ABSENT, MINILM], load_tokenizer)
     assert [file.name for file in tmp_path.iterdir()] == [REFERENCE_FILE]
     assert load_tokenizer(str(tmp_path)).fingerprint == tokenizer.fingerprint
 
@@ -44,9 +44,9 @@ def test_transformers_finds_it_too(tmp_path: Path) -> None:
 
 def test_another_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer) -> None:
     with pytest.raises(UserError, match=r"has fingerprint .*, the model was trained with"):
-        save_reference(tmp_path, tiny_tokenizer, [MINILM])
+        save_reference(tmp_path, tiny_tokenizer, [MINILM], load_tokenizer)
     assert list(tmp_path.iterdir()) == []
-    save_reference(tmp_path, load_tokenizer(MINILM), [MINILM])
+    save_reference(tmp_path, load_tokenizer(MINILM), [MINILM], load_tokenizer)
     data = json.loads((tmp_path / REFERENCE_FILE).read_text())
     (tmp_path / REFERENCE_FILE).write_text(json.dumps({**data, "sources": [ABSENT]}))
     with pytest.raises(UserError, match=r"not part of the checkpoint.*pip install no-such-distribution"):

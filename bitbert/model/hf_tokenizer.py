@@ -8,8 +8,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from bitbert.errors import UserError
-from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE, WordPieceTokenizer
-from bitbert.tokenizer_reference import REFERENCE_FILE, read_reference
+from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE, WordPieceTokenizer, load_tokenizer
+from bitbert.tokenizer_reference import REFERENCE_FILE
 
 
 class BitBertTokenizer(PreTrainedTokenizerFast):
@@ -29,7 +29,9 @@ class BitBertTokenizer(PreTrainedTokenizerFast):
         folder = Path(str(kwargs.get("name_or_path", "")))
         if file is not None:
             backend = Tokenizer.from_file(file)
-        elif (folder / REFERENCE_FILE).is_file() and isinstance(found := read_reference(folder), WordPieceTokenizer):
+        elif (folder / REFERENCE_FILE).is_file() and isinstance(
+            found := load_tokenizer(str(folder)), WordPieceTokenizer
+        ):
             backend = Tokenizer.from_str(found.to_json())
         else:
             raise UserError(

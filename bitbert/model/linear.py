@@ -84,6 +84,11 @@ class Binarizer(nn.Module):
         return f"kind={self.kind}, bits={self.bits}, steps={self.steps}"
 
 
+def named_step_sizes(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The step size alpha of every binarizer of ``model``, by parameter name."""
+    return {name: parameter for name, parameter in model.named_parameters() if name.endswith(".alpha")}
+
+
 class BinarizerStatistics:
     """What a person watches of one binarizer, kept as tensors so that the step has no host sync."""
 

@@ -12,8 +12,6 @@
  * The order of the common dimension is free as long as both sides agree. Here quad r of a 32-bit word holds its bits
  * r, r + 8, r + 16 and r + 24: those of a vector of words are one shift and one mask away.
  */
-#include "amx.h"
-
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
 #include <math.h>
@@ -21,8 +19,6 @@
 #include "panels.h"
 #include "target.h"
 #include "tiles.h"
-
-bool bb_amx_permitted(void) { return bb_tiles_permitted(); }
 
 BB_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,popcnt,amx-tile,amx-int8")
 
@@ -151,6 +147,4 @@ const bb_kernels bb_amx_kernels = {
     .name = "amx", .count = count_words, .multiply = multiply, .multiply_from = BB_TILE_ROWS + 1, .spin = spin, BB_ELEMENTWISE};
 
 BB_TARGET_END
-#else
-bool bb_amx_permitted(void) { return false; }
 #endif

@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "amx.h"
 #include "bitbert.h"
 #include "dispatch.h"
 #include "error.h"
+#include "tiles.h"
 
 static _Thread_local char last_error[512];
 
@@ -31,7 +31,7 @@ static const bb_kernels *candidate(size_t index) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq");
     switch (index) {
-        case 0: return avx512 && bb_amx_permitted() ? &bb_amx_kernels : NULL;
+        case 0: return avx512 && bb_tiles_permitted() ? &bb_amx_kernels : NULL;
         case 1: return avx512 ? &bb_avx512_kernels : NULL;
         case 2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") ? &bb_avx2_kernels : NULL;
     }

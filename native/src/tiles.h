@@ -1,10 +1,12 @@
-/* AMX as both libraries use it: whether it may be used, and eight tiles of 16 rows of 64 bytes. x86-64 Linux only. */
+/* AMX as both libraries use it: whether it may be used, and eight tiles of 16 rows of 64 bytes. */
 #ifndef BB_TILES_H
 #define BB_TILES_H
 
-#include <cpuid.h>
 #include <stdbool.h>
 #include <stdint.h>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,5 +32,8 @@ static const struct {
     .bytes_per_row = {64, 64, 64, 64, 64, 64, 64, 64},
     .num_rows = {BB_TILE_ROWS, BB_TILE_ROWS, BB_TILE_ROWS, BB_TILE_ROWS, BB_TILE_ROWS, BB_TILE_ROWS, BB_TILE_ROWS, BB_TILE_ROWS},
 };
+#else
+static inline bool bb_tiles_permitted(void) { return false; }
+#endif
 
 #endif

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from bitbert.finetune.batches import POOL_BATCHES, epoch_order
 from bitbert.finetune.data import TaskData
-from bitbert.finetune.head import POOL_BATCHES, Feature, epoch_order
+from bitbert.finetune.head import Feature
 from bitbert.finetune.source import open_source
 from bitbert.finetune.train import encode_task, task_loss, train_seed
 from bitbert.tracking import Tracker

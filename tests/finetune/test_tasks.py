@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bitbert.errors import UserError
+from bitbert.finetune.batches import batches
 from bitbert.finetune.glue_files import read_glue_tasks
-from bitbert.finetune.head import batches
 from bitbert.finetune.sequence import TextExamples
 from bitbert.finetune.tasks import TASKS, find_tasks
 from bitbert.tokenizer import Tokenizer
