@@ -7,9 +7,9 @@ are of the last epoch on dev, so nothing is chosen by them. BiPFT is first pretr
 BiBERT learn from the full-precision model of the task. --model adds a row for a model that comes pretrained.
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again, with further
-methods, tasks or seeds or another --model if you like. All methods run with the first seed, then with the next. PATH is
-rewritten after every model, beside it a table (.md) and a plot (.png). --detach goes on in the background and logs to
-WORK/log.txt.
+methods, tasks, seeds or rates or another --model if you like. All methods run with the first seed, then with the next.
+PATH is rewritten after every model, beside it a table (.md) and a plot (.png). --detach goes on in the background and
+logs to WORK/log.txt.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from compare_plan import (
     ALL,
     GIVEN,
     PRETRAINED,
+    STAGES,
     Budget,
     Group,
     Job,
@@ -137,7 +138,22 @@ class Comparison:
             for method in round_methods:
                 if found[method]:
                     self.rates[method] = max(found[method], key=lambda rate: found[method][rate])
-        write_json_atomically(self.work / "rates.json", {"chosen": self.rates, "held_out_scores": found})
+        path = self.work / "rates.json"
+        self._check_rates(read_json(path, "chosen rates")["chosen"] if path.is_file() else {})
+        write_json_atomically(path, {"chosen": self.rates, "held_out_scores": found})
+
+    def _check_rates(self, before: dict[str, float]) -> None:
+        """Refuse to go on where a longer list of rates changed the choice of a method that has results."""
+        for method, rate in self.rates.items():
+            if before.get(method, rate) == rate:
+                continue
+            stages = STAGES.get(method, (method,))
+            held = [str(folder) for stage in stages for folder in sorted(self.work.glob(f"finetune/*/*/{stage}"))]
+            if held:
+                raise UserError(
+                    f"{method} is best at {rate:g} among these --learning-rates and has results at {before[method]:g}; "
+                    f"remove {', '.join(held)}, or choose another --work"
+                )
 
     def _finetune_and_record(self, job: Job) -> None:
         for method, result in self._finetune(job).items():

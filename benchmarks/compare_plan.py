@@ -11,12 +11,14 @@ from bitbert.errors import UserError
 
 METHODS = ("full-precision", "baseline", "bit", "bibert", "bipft-a", "bipft-b")
 PRETRAINED = ("bipft-a", "bipft-b")
+STAGES = {"full-precision": ("full-precision", "bit-w1a2", "bit", "bibert"), "bit": ("bit-w1a2", "bit")}
+"""Stages whose weights depend on a method's rate, where they are more than the method's own."""
 GIVEN = "bitbert"
 """The method of ``--model``, which comes pretrained."""
 ALL = (*METHODS, GIVEN)
 _AT_THE_END = 10**9
 """No training has as many steps; the last one is always evaluated."""
-_GROWING = ("methods", "tasks", "seeds", "model")
+_GROWING = ("methods", "tasks", "seeds", "model", "learning_rates")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Budget:
         def words(text: str) -> tuple[str, ...]:
             return tuple(text.split(","))
 
+        def rates(text: str) -> tuple[float, ...]:
+            return tuple(map(float, text.split(",")))
+
         def by_task(text: str) -> dict[str, int]:
             pairs = (part.rpartition("=") for part in text.split(",") if part)
             return {task: int(number) for task, _, number in pairs}
@@ -71,7 +76,7 @@ class Budget:
         add("--epochs", type=by_task, default={"": 2}, help="e.g. 2,rte=4")
         add("--max-length", type=by_task, default={"": 64, "rte": 96})
         add("--max-train-rows", type=by_task, default={"sst2": 4000})
-        add("--learning-rates", type=lambda text: tuple(map(float, text.split(","))), default=(5e-5, 2e-4, 8e-4))
+        add("--learning-rates", type=rates, default=(5e-5, 2e-4, 8e-4, 2.4e-3))
         add("--rate-task", default="sst2", help="whose held-out training rows choose the rates")
         add("--batch-size", type=int, default=32)
         add("--precision", choices=("fp32", "bf16"), default="bf16", help="of products with floats in training")

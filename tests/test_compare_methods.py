@@ -114,13 +114,22 @@ def test_rates_are_chosen_on_held_out_rows_students_after_their_teacher(
     comparison._choose_rates()
     assert comparison.rates == best
     taught = [job for job in jobs if "bit" in job.group.methods]
-    assert len(taught) == 3
+    assert len(taught) == 4
     assert all(job.rates["full-precision"] == 5e-5 for job in taught)
     rates_in_folder = {(job.search, comparison._folder(job.group)): set() for job in jobs}
     for job in jobs:
         rates_in_folder[job.search, comparison._folder(job.group)].add(job.rates.get("full-precision"))
     assert all(len(rates) == 1 for rates in rates_in_folder.values()), rates_in_folder
     assert all((job.task, job.seed) == ("sst2", 0) for job in jobs)
+
+    longer = budget(glue_dir=str(tiny_glue), learning_rates=(5e-5, 2e-4, 8e-4, 2.4e-3, 9e-3))
+    best["bibert"] = best["bit"] = 2.4e-3
+    (tmp_path / "work" / "finetune" / "teacher" / "rte" / "bibert").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"bibert is best at 0.0024 .*results at 0.0002; remove .*rte/bibert, or"):
+        Comparison(longer, tmp_path / "work", tmp_path / "out.json", 1)._choose_rates()
+    shutil.rmtree(tmp_path / "work" / "finetune")
+    Comparison(longer, tmp_path / "work", tmp_path / "out.json", 1)._choose_rates()
+    assert json.loads((tmp_path / "work" / "rates.json").read_text())["chosen"] == best
 
 
 def test_a_tiny_comparison_ends_in_its_table(
