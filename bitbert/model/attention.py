@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitbert.model.binarize import step_size
 from bitbert.model.dropout import draw, drop_limit
-from bitbert.model.fused import EXACT_IN_BFLOAT16, attend, signed_codes
+from bitbert.model.fused import EXACT_IN_BFLOAT16, activation_codes, attend
 from bitbert.model.kernels import Kernels, kernels_for, product_dtype
 from bitbert.model.linear import Binarizer, BinaryLinear
 from bitbert.model.precision import products_as_they_are
@@ -96,7 +95,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Attended:
-    """Operands of the last product: codes, and the step that each code stands for.
+    """Operands of the last product, in the type it is to run in: codes, and the step that each code stands for.
 
     Attributes:
         bits: A / a_p, (batch, heads, positions, positions), 0 where dropped.
@@ -161,12 +160,14 @@ class BinarySelfAttention(nn.Module):
         if inputs.random is not None:
             bit_step = bit_step / (1 - self.dropout_probability)
         values = attended.values
-        if value_residual is None:
-            context = (attended.bits @ values) * (bit_step * attended.value_step)
-        else:  # one product: r_v is a channel more of the values
+        if value_residual is not None:  # one product: r_v is a channel more of the values
             channel = value_residual.to(values.dtype).expand(*values.shape[:-1], 1)
-            joined = attended.bits @ torch.cat([values, channel], dim=-1)
-            context = joined[..., :-1] * (bit_step * attended.value_step) + joined[..., -1:] * bit_step
+            values = torch.cat([values, channel], dim=-1)
+        with products_as_they_are(values.device):
+            product = attended.bits @ values
+        context = product[..., : self.head_size] * (bit_step * attended.value_step)
+        if value_residual is not None:
+            context = context + product[..., self.head_size :] * bit_step
         batch, _, positions, _ = context.shape
         context = context.transpose(1, 2).reshape(batch, positions, -1)
         probabilities = attended.bits * bit_step if output_attentions else None
@@ -186,21 +187,25 @@ class BinarySelfAttention(nn.Module):
         bits, bit_step = self.probability_binarizer(self.weigh(scores))
         if inputs.random is not None:
             bits = bits * (inputs.random >= inputs.limit)
-        return _Attended(bits, bit_step, values, value_step)
+        dtype = product_dtype(bits)
+        return _Attended(bits.to(dtype), bit_step, values.to(dtype), value_step)
 
     def _attend_fused(self, kernels: Kernels, inputs: _Inputs) -> _Attended:
         """The same on the native kernels."""
-        projected = inputs.projected
-        longest_sum = max(self.head_size, projected[0].shape[1])
-        dtype = product_dtype(projected[0]) if longest_sum <= EXACT_IN_BFLOAT16 else torch.float32
+        projected, positions = inputs.projected, inputs.projected[0].shape[1]
         binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer)
-        steps = [binarizer.plain_step(x) for binarizer, x in zip(binarizers, projected, strict=True)]
+        query_codes, key_codes, value_codes = (binarizer.codes for binarizer in binarizers)
+        codes = self.probability_binarizer.codes
+        of_scores = self.head_size * query_codes.largest * key_codes.largest
+        is_exact = max(of_scores, positions * codes.largest * value_codes.largest) <= EXACT_IN_BFLOAT16
+        dtype = product_dtype(projected[0]) if is_exact else torch.float32
+        steps = [binarizer.step(x) for binarizer, x in zip(binarizers, projected, strict=True)]
         queries, keys, values = (
-            self._split_heads(signed_codes(kernels, x, step, dtype)) for x, step in zip(projected, steps, strict=True)
+            self._split_heads(activation_codes(kernels, x, step, binarizer.codes, dtype))
+            for binarizer, x, step in zip(binarizers, projected, steps, strict=True)
         )
-        batch, heads, positions, _ = queries.shape
-        bit_step = step_size(self.probability_binarizer.alpha, batch * heads * positions**2)
-        bits, probabilities = attend(
+        bit_step = self.probability_binarizer.step_of(queries.shape[0] * self.num_heads * positions**2)
+        bits, weighed = attend(
             kernels,
             queries,
             keys,
@@ -208,18 +213,17 @@ class BinarySelfAttention(nn.Module):
             inputs.residual,
             inputs.bias,
             bit_step,
+            codes=codes,
             inverse_root=self.head_size**-0.5,
             random=inputs.random,
             limit=inputs.limit,
         )
-        if self.probability_binarizer.monitor is not None:
-            self.probability_binarizer.monitor.observe(probabilities, bit_step)
+        self.probability_binarizer.watch(weighed, bit_step)
         return _Attended(bits, bit_step, values, steps[2])
 
     def _kernels_for(self, x: Tensor) -> Kernels | None:
         binarizers = (self.query_binarizer, self.key_binarizer, self.value_binarizer, self.probability_binarizer)
-        plain = self.weigh is _softmax and all(binarizer.is_plain for binarizer in binarizers)
-        return kernels_for(x) if plain else None
+        return kernels_for(x) if all(binarizer.fits_kernels for binarizer in binarizers) else None
 
     def _draw_dropout(self, x: Tensor) -> tuple[Tensor | None, int]:
         """Random numbers of the scores' shape and below which of them a bit is dropped; (None, 0) for no dropout."""

@@ -13,10 +13,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bitbert.model.binarize import weight_statistics
-from bitbert.model.kernels import Kernels, Scores, kernels_for, product_dtype
+from bitbert.model.kernels import Codes, Kernels, Scores, kernels_for, product_dtype
+from bitbert.model.precision import products_as_they_are
 
 EXACT_IN_BFLOAT16 = 256
-"""bfloat16 holds every integer up to this: longer sums of ±1 are taken in float32."""
+"""bfloat16 holds every integer up to this: sums that may be larger are taken in float32."""
+_SIGNS = Codes.of("signed", 1)
 
 
 class _BinaryLinear(Function):
@@ -28,26 +30,30 @@ class _BinaryLinear(Function):
         shift: Tensor,
         step: Tensor,
         weight: Tensor,
+        scale: Tensor | str,
         bias: Tensor,
-        kind: str,
-        weight_scale: str,
+        kind: Codes,
         gelu: bool,
     ) -> Tensor:
         x = x.contiguous()
         codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8, gelu=gelu)
-        center, scale = weight_statistics(weight, weight_scale)
-        signs, scale = kernels.signs(weight, center.item()), scale.flatten()
+        if isinstance(scale, str):
+            center, scale = weight_statistics(weight, scale)
+            signs, scale = kernels.signs(weight, center.item()), scale.flatten()
+            divisor = scale
+        else:
+            signs, divisor = weight.to(torch.int8), torch.ones(1)
         codes = codes.view(-1, x.shape[-1])
         y = kernels.product(codes, signs, scale * step, bias)
-        # The input is needed for the gradient of gelu, and for that of the step of unsigned codes.
-        ctx.save_for_backward(codes, window, signs, scale, step, shift, x if gelu or kind == "unsigned" else None)
+        values = x if gelu or kind.needs_values else None
+        ctx.save_for_backward(codes, window, signs, scale, divisor, step, shift, values)
         ctx.kernels, ctx.kind, ctx.gelu, ctx.dtype = kernels, kind, gelu, product_dtype(x)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        codes, window, signs, scale, step, shift, x = ctx.saved_tensors
+        codes, window, signs, scale, divisor, step, shift, x = ctx.saved_tensors
         kernels, dtype = ctx.kernels, ctx.dtype
         gradient = gradient.contiguous()
         upstream, dbias = kernels.upstream(gradient.view(-1, gradient.shape[-1]), scale, dtype)
@@ -56,9 +62,9 @@ class _BinaryLinear(Function):
             dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0, gelu=ctx.gelu
         )
         correlation = _correlate(kernels, upstream, codes.to(dtype))
-        dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, scale, step.item())
+        dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, divisor, step.item())
         dstep += dstep_of_product
-        return None, dx, dshift, dstep, dweight, dbias, None, None, None
+        return None, dx, dshift, dstep, dweight, None, dbias, None, None
 
 
 def _correlate(kernels: Kernels, upstream: Tensor, codes: Tensor) -> Tensor:
@@ -80,45 +86,48 @@ def binary_linear(
     shift: Tensor,
     step: Tensor,
     weight: Tensor,
+    scale: Tensor | str,
     bias: Tensor,
     *,
-    kind: str,
-    weight_scale: str,
+    codes: Codes,
     gelu: bool = False,
 ) -> Tensor:
-    """y = s * a * (codes(x + m) @ sign(W - e)^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
+    """y = s * a * (codes(x + m) @ W^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
 
     Args:
         x: (..., in), float32.
         step: a, from :func:`bitbert.model.binarize.step_size`, shape (1,).
-        kind: ``"signed"`` or ``"unsigned"``.
+        weight: latent, to be made sign(weight - e) with the statistics of :mod:`bitbert.model.binarize`, or codes.
+        scale: for latent weights the name of their scale, for codes s itself, (1,) or (out,), without gradient.
+        codes: of the activations, all within int8.
         gelu: whether x goes through :func:`bitbert.model.layers.gelu` first, which is then never stored.
     """
-    return _BinaryLinear.apply(kernels, x, shift, step, weight, bias, kind, weight_scale, gelu)
+    return _BinaryLinear.apply(kernels, x, shift, step, weight, scale, bias, codes, gelu)
 
 
-class _Codes(Function):
+class _ActivationCodes(Function):
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-        codes, window = kernels.binarize(x.contiguous(), None, step.item(), "signed", dtype)
-        ctx.save_for_backward(window, step)
-        ctx.kernels = kernels
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, step: Tensor, kind: Codes, dtype: torch.dtype) -> Tensor:
+        x = x.contiguous()
+        codes, window = kernels.binarize(x, None, step.item(), kind, dtype)
+        ctx.save_for_backward(window, step, x if kind.needs_values else None)
+        ctx.kernels, ctx.kind = kernels, kind
         return codes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        window, step = ctx.saved_tensors
+        window, step, x = ctx.saved_tensors
         step = step.item()
-        dx, _, _ = ctx.kernels.binarize_backward(
-            gradient.contiguous(), window, "signed", x=None, shift=None, step=step, factor=1 / step
+        dx, _, dstep = ctx.kernels.binarize_backward(
+            gradient.contiguous(), window, ctx.kind, x=x, shift=None, step=step, factor=1 / step
         )
-        return None, dx, None, None
+        return None, dx, dstep, None, None
 
 
-def signed_codes(kernels: Kernels, x: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """:func:`bitbert.model.binarize.binarize_signed` with codes in ``dtype``, the operand type of the next product."""
-    return _Codes.apply(kernels, x, step, dtype)
+def activation_codes(kernels: Kernels, x: Tensor, step: Tensor, codes: Codes, dtype: torch.dtype) -> Tensor:
+    """The codes of a :class:`bitbert.model.linear.Binarizer` in ``dtype``, the operand type of the next product."""
+    return _ActivationCodes.apply(kernels, x, step, codes, dtype)
 
 
 class _Attend(Function):
@@ -132,11 +141,13 @@ class _Attend(Function):
         residual: Tensor | None,
         bias: Tensor | None,
         step: Tensor,
+        codes: Codes,
         inverse_root: float,
         random: Tensor | None,
         limit: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.fixed = {
+            "codes": codes,
             "factor": factor.item(),
             "inverse_root": inverse_root,
             "step": step.item(),
@@ -145,27 +156,27 @@ class _Attend(Function):
             "random": random,
             "limit": limit,
         }
-        attended, probabilities, gate = kernels.attend(Scores(queries @ keys.transpose(-1, -2), **ctx.fixed))
-        ctx.save_for_backward(queries, keys, probabilities, gate)
+        with products_as_they_are(queries.device):
+            scores = queries @ keys.transpose(-1, -2)
+        attended, weighed, gate = kernels.attend(Scores(scores, **ctx.fixed))
+        ctx.save_for_backward(queries, keys, weighed, gate)
         ctx.kernels, ctx.residual_dtype = kernels, None if residual is None else residual.dtype
         ctx.fixed |= {"random": None, "bias": None}
-        ctx.mark_non_differentiable(probabilities)
-        return attended, probabilities
+        ctx.mark_non_differentiable(weighed)
+        return attended, weighed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
-        queries, keys, probabilities, gate = ctx.saved_tensors
+        queries, keys, weighed, gate = ctx.saved_tensors
         gradient = gradient.contiguous()
-        dscores, dresidual, dstep = ctx.kernels.attend_backward(
-            Scores(gradient, **ctx.fixed), gradient, probabilities, gate
-        )
+        dscores, dresidual, dstep = ctx.kernels.attend_backward(Scores(gradient, **ctx.fixed), gradient, weighed, gate)
         dqueries, dkeys = dscores @ keys, dscores.transpose(-1, -2) @ queries
         # sum(dscores * scores) without the scores: the product's gradient once more against its own operand.
         dfactor = (dqueries.float() * queries).sum().reshape(1) / ctx.fixed["factor"]
         if dresidual is not None:
             dresidual = dresidual.to(ctx.residual_dtype)
-        return None, dqueries, dkeys, dfactor, dresidual, None, dstep, None, None, None
+        return None, dqueries, dkeys, dfactor, dresidual, None, dstep, None, None, None, None
 
 
 def attend(
@@ -177,11 +188,12 @@ def attend(
     bias: Tensor | None,
     step: Tensor,
     *,
+    codes: Codes,
     inverse_root: float,
     random: Tensor | None,
     limit: int,
 ) -> tuple[Tensor, Tensor]:
-    """Attended bits 1[softmax((Q K^T * factor + E) * inverse_root + bias) > step / 2], dropped ones 0.
+    """Attended codes, of softmax((Q K^T * factor + E) * inverse_root + bias), or of the scores in Bi-Attention.
 
     Args:
         queries, keys: codes (batch, heads, positions, head_size) of one type, float32 or bfloat16.
@@ -189,13 +201,15 @@ def attend(
         residual: E, (batch, 1 or heads, positions, positions), or None.
         bias: broadcastable to (batch, 1, 1, positions), or None.
         step: (1,).
-        random, limit: from :func:`bitbert.model.dropout.draw`; None and 0 for no dropout.
+        codes: of any kind that is not signed; ``bool`` and ``strict_bool`` go without softmax.
+        random, limit: from :func:`bitbert.model.dropout.draw`; None and 0 for no dropout. Dropped codes are 0.
 
     Returns:
-        those bits in the type of the codes, (batch, heads, positions, positions), and the probabilities, which have
-        no gradient.
+        those codes in the type of queries and keys, (batch, heads, positions, positions), and what became codes,
+        which has no gradient.
     """
-    return _Attend.apply(kernels, queries, keys, factor, residual, bias, step, inverse_root, random, limit)
+    fixed = (codes, inverse_root, random, limit)
+    return _Attend.apply(kernels, queries, keys, factor, residual, bias, step, *fixed)
 
 
 class _Gelu(Function):
@@ -231,7 +245,7 @@ class _Dropout(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (kept,) = ctx.saved_tensors
         dx, _, _ = ctx.kernels.binarize_backward(
-            gradient.contiguous(), kept, "signed", x=None, shift=None, step=1.0, factor=ctx.factor
+            gradient.contiguous(), kept, _SIGNS, x=None, shift=None, step=1.0, factor=ctx.factor
         )
         return None, dx, None, None, None
 

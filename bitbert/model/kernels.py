@@ -9,6 +9,7 @@ import ctypes
 import os
 import threading
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int16, c_size_t, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor
 
 from bitbert.errors import UserError
+from bitbert.model.levels import level_range
 from bitbert.shared_library import load_shared_library
 
 LIBRARY = Path(__file__).with_name("libbitbert_training.so")
 SWITCH = "BITBERT_TRAINING_KERNELS"
 """Environment variable: ``torch`` leaves the native kernels out."""
-_ABI_VERSION = 4
+_ABI_VERSION = 5
 _TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float32: 2}
-_KINDS = {"signed": 0, "unsigned": 1}
+_KINDS = {"signed": 0, "unsigned": 1, "levels": 2, "bool": 3, "strict_bool": 4}
 _P, _N = c_void_p, c_size_t
 
 
@@ -34,6 +36,8 @@ class _Activations(Structure):
         ("shift", _P),
         ("step", c_float),
         ("kind", c_int),
+        ("lowest", c_float),
+        ("highest", c_float),
         ("gelu", c_int),
         ("rows", _N),
         ("width", _N),
@@ -45,6 +49,8 @@ class _Scores(Structure):
         ("scores", _P),
         ("type", c_int),
         *((name, c_float) for name in ("factor", "inverse_root", "step")),
+        ("kind", c_int),
+        ("highest", c_float),
         ("residual", _P),
         ("num_sets", _N),
         ("bias", _P),
@@ -73,6 +79,34 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Codes:
+    """What a kernel makes of values: the enumeration in training.h, by name.
+
+    Attributes:
+        kind: that of a :class:`bitbert.model.linear.Binarizer`, or ``"levels"`` for more than one bit.
+        lowest, highest: the codes of :func:`bitbert.model.levels.level_range`.
+    """
+
+    kind: str
+    lowest: int
+    highest: int
+
+    @classmethod
+    def of(cls, kind: str, bits: int) -> "Codes":
+        return cls(kind if bits == 1 else "levels", *level_range(kind, bits))
+
+    @property
+    def largest(self) -> int:
+        """Largest magnitude of a code."""
+        return max(-self.lowest, self.highest)
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether the step's gradient depends on what was binarized."""
+        return self.kind in ("unsigned", "levels")
+
+
 class Kernels:
     """The functions of the library, sharing their loops among as many threads as torch has."""
 
@@ -96,18 +130,18 @@ class Kernels:
             self._functions[name](self._threads(), *passed)
 
     def binarize(
-        self, x: Tensor, shift: Tensor | None, step: float, kind: str, dtype: torch.dtype, *, gelu: bool = False
+        self, x: Tensor, shift: Tensor | None, step: float, codes: Codes, dtype: torch.dtype, *, gelu: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Codes of ``dtype`` and the window (bool) of x (..., width), or gelu(x), + shift (width)."""
-        codes, window = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=torch.bool)
-        self.call("binarize", byref(_activations(x, shift, step, kind, gelu)), _TYPES[dtype], codes, window)
-        return codes, window
+        out, window = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=torch.bool)
+        self.call("binarize", byref(_activations(x, shift, step, codes, gelu)), _TYPES[dtype], out, window)
+        return out, window
 
     def binarize_backward(
         self,
         gradient: Tensor,
         window: Tensor,
-        kind: str,
+        codes: Codes,
         *,
         x: Tensor | None,
         shift: Tensor | None,
@@ -115,15 +149,15 @@ class Kernels:
         factor: float,
         gelu: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """dx, the gradient of the shift where there is one, and for unsigned codes the extra gradient of the step.
+        """dx, the gradient of the shift where there is one, and the step's where it depends on values, else 0.
 
         Args:
             gradient: (..., width), bfloat16 or float32.
-            x: what was binarized, or gelu's input; needed for unsigned codes and for gelu only.
+            x: what was binarized, or gelu's input; only gelu and codes that need values need it.
         """
         dx = torch.empty_like(gradient, dtype=torch.float32)
         dshift, dstep = (None if shift is None else torch.empty_like(shift)), torch.zeros(1)
-        activations = _activations(dx if x is None else x, shift, step, kind, gelu)
+        activations = _activations(dx if x is None else x, shift, step, codes, gelu)
         self.call(
             "binarize_backward", byref(activations), gradient, _TYPES[gradient.dtype], factor, window, dx, dshift, dstep
         )
@@ -202,22 +236,20 @@ class Kernels:
         return da
 
     def attend(self, scores: "Scores") -> tuple[Tensor, Tensor, Tensor]:
-        """Attended bits (dtype of the scores), probabilities (float32) and the gradient's gate (bool)."""
+        """Attended codes (dtype of the scores), what became them (float32) and the gradient's gate (bool)."""
         shape = scores.scores
-        attended, probabilities = torch.empty_like(shape), torch.empty_like(shape, dtype=torch.float32)
+        attended, weighed = torch.empty_like(shape), torch.empty_like(shape, dtype=torch.float32)
         gate = torch.empty_like(shape, dtype=torch.bool)
-        self.call("attend", byref(scores.structure()), probabilities, attended, gate)
-        return attended, probabilities, gate
+        self.call("attend", byref(scores.structure()), weighed, attended, gate)
+        return attended, weighed, gate
 
     def attend_backward(
-        self, scores: "Scores", gradient: Tensor, probabilities: Tensor, gate: Tensor
+        self, scores: "Scores", gradient: Tensor, weighed: Tensor, gate: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gradients of the scores (before their factor), of the residual and the extra one of the step."""
         dscores, dstep = torch.empty_like(gradient), torch.empty(1)
         dresidual = None if scores.residual is None else torch.empty_like(scores.residual)
-        self.call(
-            "attend_backward", byref(scores.structure()), gradient, probabilities, gate, dscores, dresidual, dstep
-        )
+        self.call("attend_backward", byref(scores.structure()), gradient, weighed, gate, dscores, dresidual, dstep)
         return dscores, dresidual, dstep
 
     def _threads(self) -> Any:
@@ -249,6 +281,7 @@ class Scores:
         factor: float,
         inverse_root: float,
         step: float,
+        codes: Codes,
         residual: Tensor | None,
         bias: Tensor | None,
         random: Tensor | None,
@@ -256,6 +289,7 @@ class Scores:
     ) -> None:
         self.scores, self.residual, self.bias, self.random = scores, residual, bias, random
         self._numbers = {"factor": factor, "inverse_root": inverse_root, "step": step, "limit": limit}
+        self._numbers |= {"kind": _KINDS[codes.kind], "highest": codes.highest}
 
     def structure(self) -> _Scores:
         batch, heads, queries, keys = self.scores.shape
@@ -300,13 +334,16 @@ def kernels_for(x: Tensor) -> Kernels | None:
 def product_dtype(x: Tensor) -> torch.dtype:
     """In which type products with one float operand run: autocast's where that is on and known here, else x's."""
     kind = x.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):  # torch's "meta" has none
+        return x.dtype
+    autocast = torch.get_autocast_dtype(kind)
     return autocast if autocast in _TYPES else x.dtype
 
 
-def _activations(x: Tensor, shift: Tensor | None, step: float, kind: str, gelu: bool) -> _Activations:
+def _activations(x: Tensor, shift: Tensor | None, step: float, codes: Codes, gelu: bool) -> _Activations:
     width = x.shape[-1]
-    return _Activations(_address(x), _address(shift), step, _KINDS[kind], gelu, x.numel() // width, width)
+    kind, lowest, highest = _KINDS[codes.kind], codes.lowest, codes.highest
+    return _Activations(_address(x), _address(shift), step, kind, lowest, highest, gelu, x.numel() // width, width)
 
 
 def _address(tensor: Tensor | None) -> int | None:

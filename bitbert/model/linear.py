@@ -14,7 +14,7 @@ from bitbert.model.binarize import (
     step_size,
 )
 from bitbert.model.fused import binary_linear
-from bitbert.model.kernels import kernels_for
+from bitbert.model.kernels import Codes, Kernels, kernels_for
 from bitbert.model.levels import level_range, minmax_step, quantize_levels
 
 _BINARIZE = {
@@ -53,25 +53,38 @@ class Binarizer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.calibrating:
             self._calibrate(x)
-        lowest, highest = level_range(self.kind, self.bits)
-        step = minmax_step(x, highest) if self.steps == "minmax" else step_size(self.alpha, x.numel() * highest)
-        if self.monitor is not None:
-            self.monitor.observe(x, step * highest)
+        step = self.step(x)
         if self.bits > 1:
-            return quantize_levels(x, step, lowest, highest), step
+            return quantize_levels(x, step, *level_range(self.kind, self.bits)), step
         return _BINARIZE[self.kind](x, step), step
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is elastic, of one bit and calibrated already: what the fused operations compute."""
-        return self.bits == 1 and self.steps == "learned" and self.kind in INITIAL_STEP_FACTOR and not self.calibrating
-
-    def plain_step(self, x: Tensor) -> Tensor:
-        """The step for a fused operation on ``x``, for which somebody may be watching."""
-        step = step_size(self.alpha, x.numel())
-        if self.monitor is not None:
-            self.monitor.observe(x, step)
+    def step(self, x: Tensor) -> Tensor:
+        """The step for ``x``, (1,); somebody may be watching."""
+        _, highest = level_range(self.kind, self.bits)
+        step = minmax_step(x, highest) if self.steps == "minmax" else self.step_of(x.numel())
+        self.watch(x, step)
         return step
+
+    def step_of(self, num_elements: int) -> Tensor:
+        """The step, (1,), where it does not depend on what is binarized."""
+        _, highest = level_range(self.kind, self.bits)
+        return step_size(self.alpha, num_elements * highest)
+
+    def watch(self, x: Tensor, step: Tensor) -> None:
+        """Show ``x`` to the monitor, if there is one."""
+        if self.monitor is not None:
+            _, highest = level_range(self.kind, self.bits)
+            self.monitor.observe(x, step * highest)
+
+    @property
+    def fits_kernels(self) -> bool:
+        """Whether the native kernels compute it: its step is known beforehand, its codes fit into int8."""
+        return self.bits <= 4 and self.steps != "minmax" and not self.calibrating
+
+    @property
+    def codes(self) -> Codes:
+        """What the native kernels are to make of its input."""
+        return Codes.of(self.kind, self.bits)
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor) -> None:
@@ -123,20 +136,30 @@ class BinaryLinear(nn.Module):
 
     def takes_gelu(self, x: Tensor) -> bool:
         """Whether ``forward`` may be asked for the output of gelu(x): the kernels run, and nobody watches gelu(x)."""
-        is_plain = type(self) is BinaryLinear and self.input_binarizer.is_plain
-        return is_plain and self.input_binarizer.monitor is None and kernels_for(x) is not None
+        return self.input_binarizer.monitor is None and self._kernels_for(x) is not None
 
     def forward(self, x: Tensor, *, after_gelu: bool = False) -> Tensor:
         """y, of gelu(x) in place of x with ``after_gelu``, where :meth:`takes_gelu` says so."""
-        kernels = kernels_for(x)
-        if kernels is not None and self.input_binarizer.is_plain:
-            step = self.input_binarizer.plain_step(x if self.input_binarizer.monitor is None else x + self.shift)
-            fixed = {"kind": self.input_binarizer.kind, "weight_scale": self.weight_scale}
-            return binary_linear(kernels, x, self.shift, step, self.weight, self.bias, gelu=after_gelu, **fixed)
+        kernels, binarizer = self._kernels_for(x), self.input_binarizer
+        if kernels is not None:
+            step = binarizer.step(x if binarizer.monitor is None else x + self.shift)
+            weight, scale = self._kernel_weight()
+            operands = (x, self.shift, step, weight, scale, self.bias)
+            return binary_linear(kernels, *operands, codes=binarizer.codes, gelu=after_gelu)
         assert not after_gelu
-        codes, step = self.input_binarizer(x + self.shift)
+        codes, step = binarizer(x + self.shift)
+        return self._multiply(codes, step) + self.bias
+
+    def _kernels_for(self, x: Tensor) -> Kernels | None:
+        return kernels_for(x) if self.input_binarizer.fits_kernels else None
+
+    def _kernel_weight(self) -> tuple[Tensor, Tensor | str]:
+        """Weight and scale as :func:`bitbert.model.fused.binary_linear` takes them."""
+        return self.weight, self.weight_scale
+
+    def _multiply(self, codes: Tensor, step: Tensor) -> Tensor:
         signs, scale = binarize_weight(self.weight, self.weight_scale)
-        return nn.functional.linear(codes, signs) * (scale * step) + self.bias
+        return nn.functional.linear(codes, signs) * (scale * step)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, weight_scale={self.weight_scale}"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbert.errors import UserError
+from bitbert.model.kernels import Kernels
 from bitbert.model.linear import Binarizer, BinaryEmbedding, BinaryLinear
 from bitbert.model.weights import WEIGHT_BINARIZERS
 from bitbert.packable import unpackable
@@ -28,16 +29,22 @@ class CodedLinear(BinaryLinear):
         self.weight_binarizer = weight_binarizer
         self.split_weight = nn.Parameter(torch.zeros_like(self.weight)) if split else None
 
-    def forward(self, x: Tensor, *, after_gelu: bool = False) -> Tensor:
-        assert not after_gelu  # as takes_gelu says
-        codes, step = self.input_binarizer(x + self.shift)
-        binarize = WEIGHT_BINARIZERS[self.weight_binarizer].linear
-        weight, scale = binarize(self.weight, self.weight_scale)
+    def _kernels_for(self, x: Tensor) -> Kernels | None:
+        return super()._kernels_for(x) if self.split_weight is None else None
+
+    def _kernel_weight(self) -> tuple[Tensor, Tensor | str]:
+        return self._coded(self.weight)
+
+    def _multiply(self, codes: Tensor, step: Tensor) -> Tensor:
+        weight, scale = self._coded(self.weight)
         y = nn.functional.linear(codes, weight) * (scale * step)
-        if self.split_weight is not None:
-            weight, scale = binarize(self.split_weight, self.weight_scale)
-            y = y + nn.functional.linear(codes, weight) * (scale * step)
-        return y + self.bias
+        if self.split_weight is None:
+            return y
+        weight, scale = self._coded(self.split_weight)
+        return y + nn.functional.linear(codes, weight) * (scale * step)
+
+    def _coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return WEIGHT_BINARIZERS[self.weight_binarizer].linear(weight, self.weight_scale)
 
 
 class CodedEmbedding(BinaryEmbedding):

@@ -10,8 +10,9 @@ from bitbert.config import Precision
 def products_in(precision: Precision, device: torch.device) -> torch.autocast:
     """Context, or decorator, in which products with floats run in ``precision``.
 
-    Products of bits are exact integers in both, and what surrounds products, with the estimators of the scores, stays
-    float32: what is rounded in a student's forward pass is its value estimator; its gradients are rounded too.
+    What surrounds products, with the estimators of the scores, stays float32. On the native kernels products of codes
+    are exact integers in both: what is rounded in a student's forward pass is its value estimator alone. torch's own
+    product, on a GPU or without kernels, gives a bfloat16 and so rounds sums above 256. Gradients are rounded in both.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 

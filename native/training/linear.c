@@ -30,33 +30,46 @@ BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int ty
     const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
     const __m512 step = _mm512_set1_ps(a->step), half = _mm512_set1_ps(a->step * 0.5f), zero = _mm512_setzero_ps();
     const __m512 one = _mm512_set1_ps(1.0f), low = kind == BB_SIGNED ? _mm512_set1_ps(-1.0f) : zero;
+    const __m512 lowest = _mm512_set1_ps(a->lowest), highest = _mm512_set1_ps(a->highest);
     for (size_t row = begin; row < end; row++)
         for (size_t column = 0; column < a->width; column += BB_LANES) {
             const __mmask16 lanes = lanes_inside(column, a->width);
             const size_t at = row * a->width + column;
             const __m512 x = load_floats(a->x + at, lanes);
             const __m512 t = shifted(a, gelu ? _mm512_mul_ps(x, normal_cdf(x)) : x, column, lanes);
-            __mmask16 high, inside;
+            __mmask16 inside;
+            __m512 code;
             if (kind == BB_SIGNED) {
-                high = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ);
+                code = _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ), one);
                 inside = _mm512_cmp_ps_mask(_mm512_abs_ps(t), step, _CMP_LE_OQ);
-            } else {
-                high = _mm512_cmp_ps_mask(t, half, _CMP_GT_OQ);
+            } else if (kind == BB_UNSIGNED) {
+                code = _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(t, half, _CMP_GT_OQ), one);
                 inside = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ) & _mm512_cmp_ps_mask(t, step, _CMP_LE_OQ);
+            } else {
+                const __m512 ratio = _mm512_div_ps(t, step);
+                code = level_of(ratio, lowest, highest);
+                inside = _mm512_cmp_ps_mask(ratio, lowest, _CMP_GE_OQ) & _mm512_cmp_ps_mask(ratio, highest, _CMP_LE_OQ);
             }
-            store_operand(job->codes, at, type, lanes, _mm512_mask_mov_ps(low, high, one));
+            store_operand(job->codes, at, type, lanes, code);
             store_flags(job->window + at, lanes, inside);
         }
 }
 
-/* Calls rows(job, index, type, kind, gelu) with constants for the last two. */
-#define WITH_CONSTANTS(rows, type)                                                    \
-    do {                                                                              \
-        const int is_signed = job->a->kind == BB_SIGNED;                              \
-        if (job->a->gelu && is_signed) rows(job, index, type, BB_SIGNED, 1);          \
-        if (job->a->gelu && !is_signed) rows(job, index, type, BB_UNSIGNED, 1);       \
-        if (!job->a->gelu && is_signed) rows(job, index, type, BB_SIGNED, 0);         \
-        if (!job->a->gelu && !is_signed) rows(job, index, type, BB_UNSIGNED, 0);      \
+/* Calls rows(job, index, type, kind, gelu) with constants for the last three. */
+#define WITH_GELU(rows, type, kind)                                                \
+    do {                                                                          \
+        if (job->a->gelu)                                                         \
+            rows(job, index, type, kind, 1);                                      \
+        else                                                                      \
+            rows(job, index, type, kind, 0);                                      \
+    } while (0)
+#define WITH_CONSTANTS(rows, type)                                                \
+    do {                                                                          \
+        switch (job->a->kind) {                                                   \
+            case BB_SIGNED: WITH_GELU(rows, type, BB_SIGNED); break;              \
+            case BB_UNSIGNED: WITH_GELU(rows, type, BB_UNSIGNED); break;          \
+            default: WITH_GELU(rows, type, BB_LEVELS);                            \
+        }                                                                         \
     } while (0)
 
 static void binarize_block(void *context, size_t worker, size_t index) {
@@ -91,12 +104,12 @@ BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, con
             const __m512 gradient = load_operand(job->gradient, at, type, lanes);
             const __m512 dt = _mm512_maskz_mul_ps(inside, gradient, factor);
             if (sums) _mm512_mask_storeu_ps(sums + column, lanes, _mm512_add_ps(load_floats(sums + column, lanes), dt));
-            const __m512 x = gelu || kind == BB_UNSIGNED ? load_floats(a->x + at, lanes) : dt;
+            const __m512 x = gelu || kind != BB_SIGNED ? load_floats(a->x + at, lanes) : dt;
             const __m512 cdf = gelu ? normal_cdf(x) : dt;
-            if (kind == BB_UNSIGNED) ratios = _mm512_fmadd_ps(dt, shifted(a, gelu ? _mm512_mul_ps(x, cdf) : x, column, lanes), ratios);
+            if (kind != BB_SIGNED) ratios = _mm512_fmadd_ps(dt, shifted(a, gelu ? _mm512_mul_ps(x, cdf) : x, column, lanes), ratios);
             _mm512_mask_storeu_ps(job->dx + at, lanes, gelu ? _mm512_mul_ps(dt, gelu_slope(x, cdf)) : dt);
         }
-    if (kind == BB_UNSIGNED) job->step_sums[index] = -_mm512_reduce_add_ps(ratios) / a->step;
+    if (kind != BB_SIGNED) job->step_sums[index] = -_mm512_reduce_add_ps(ratios) / a->step;
 }
 
 static void binarize_backward_block(void *context, size_t worker, size_t index) {
@@ -128,7 +141,7 @@ void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activati
     job.step_sums = sums + job.blocks.count * width;
     bb_pool_run(pool, job.blocks.count, binarize_backward_block, &job);
     if (dshift) fold_blocks(sums, job.blocks.count, width, dshift);
-    if (dstep && activations->kind == BB_UNSIGNED) fold_blocks(job.step_sums, job.blocks.count, 1, dstep);
+    if (dstep && activations->kind != BB_SIGNED) fold_blocks(job.step_sums, job.blocks.count, 1, dstep);
     free(sums);
 }
 

@@ -14,12 +14,17 @@
 #include <stdint.h>
 
 #define BB_TRAINING_API __attribute__((visibility("default")))
-#define BB_TRAINING_ABI_VERSION 4
+#define BB_TRAINING_ABI_VERSION 5
 
 /* How an operand of a product is stored. */
 enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
-/* {-1, 1} with the window |t| <= step, or {0, 1} with the window 0 <= t <= step and the threshold step / 2. */
-enum { BB_SIGNED, BB_UNSIGNED };
+/* What a value t becomes, and the window outside of which its gradient is 0:
+ *   BB_SIGNED       1 where t >= 0, else -1              |t| <= step
+ *   BB_UNSIGNED     1 where t > step / 2, else 0         0 <= t <= step
+ *   BB_LEVELS       t / step rounded, halves to even     lowest <= t / step <= highest, to which codes are cut as well
+ *   BB_BOOL         1 where t >= 0, else 0               |t| < step
+ *   BB_STRICT_BOOL  1 where t > 0, else 0                |t| < step */
+enum { BB_SIGNED, BB_UNSIGNED, BB_LEVELS, BB_BOOL, BB_STRICT_BOOL };
 
 typedef struct bb_pool bb_pool;
 
@@ -31,13 +36,14 @@ BB_TRAINING_API int bb_training_supported(void);
 BB_TRAINING_API bb_pool *bb_training_pool(size_t num_threads);
 BB_TRAINING_API void bb_training_pool_free(bb_pool *pool);
 
-/* A matrix (rows, width) of activations that is binarized; t = x + shift, or gelu(x) + shift. */
+/* A matrix (rows, width) of activations that is binarized, or quantized; t = x + shift, or gelu(x) + shift. */
 typedef struct {
     const float *x;
     const float *shift; /* (width), or NULL */
     float step;
-    int kind;
-    int gelu; /* 0 or 1 */
+    int kind;              /* BB_SIGNED, BB_UNSIGNED or BB_LEVELS */
+    float lowest, highest; /* codes of BB_LEVELS, within int8 */
+    int gelu;              /* 0 or 1 */
     size_t rows, width;
 } bb_activations;
 
@@ -45,7 +51,7 @@ typedef struct {
 BB_TRAINING_API void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int codes_type, void *codes, uint8_t *window);
 
 /* dt = gradient * factor * window, dshift = sum of dt over rows, and dx = dt, times gelu'(x) where that came before; for
- * unsigned codes also dstep = -sum(dt * t / step). gradient is BB_BFLOAT16 or BB_FLOAT32; dshift and dstep may be NULL. */
+ * codes that are not BB_SIGNED also dstep = -sum(dt * t / step). gradient is BB_BFLOAT16 or BB_FLOAT32; dshift and dstep may be NULL. */
 BB_TRAINING_API void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activations, const void *gradient, int gradient_type,
                                                    float factor, const uint8_t *window, float *dx, float *dshift, float *dstep);
 
@@ -91,12 +97,15 @@ BB_TRAINING_API void bb_training_squares(bb_pool *pool, const float *a, const fl
 BB_TRAINING_API void bb_training_squares_backward(bb_pool *pool, float gradient, const float *a, const float *b, const float *weights,
                                                   size_t rows, size_t width, float *da);
 
-/* Scores (batch, heads, queries, keys) on their way to attended bits:
- * p = softmax((score * factor + residual) * inverse_root + bias), attended = 1 where p > step / 2 and kept. */
+/* Scores (batch, heads, queries, keys) on their way to attended bits, or codes:
+ * t = (score * factor + residual) * inverse_root + bias, of BB_UNSIGNED and BB_LEVELS (from 0) then the softmax over keys;
+ * attended = the code of t, 0 where it is not kept. */
 typedef struct {
     const void *scores; /* of type `type` */
     int type;
     float factor, inverse_root, step;
+    int kind;              /* all but BB_SIGNED */
+    float highest;         /* code of BB_LEVELS */
     const float *residual; /* (batch, num_sets, queries, keys), num_sets 1 or heads; or NULL */
     size_t num_sets;
     const float *bias;     /* (batch, keys), or NULL */
@@ -105,12 +114,12 @@ typedef struct {
     size_t batch, heads, queries, keys;
 } bb_attention_scores;
 
-/* probabilities in float, attended of type `type`, and gate: kept and 0 <= p <= step. All of the scores' shape. */
-BB_TRAINING_API void bb_training_attend(bb_pool *pool, const bb_attention_scores *scores, float *probabilities, void *attended, uint8_t *gate);
+/* t in float, attended of type `type`, and gate: kept and inside of the window. All of the scores' shape. */
+BB_TRAINING_API void bb_training_attend(bb_pool *pool, const bb_attention_scores *scores, float *t, void *attended, uint8_t *gate);
 
 /* From the gradient of `attended` (of type `type`): that of the scores before `factor` and of the residual;
  * dstep is the part that does not arise where the caller multiplies by the step. */
-BB_TRAINING_API void bb_training_attend_backward(bb_pool *pool, const bb_attention_scores *scores, const void *gradient, const float *probabilities,
+BB_TRAINING_API void bb_training_attend_backward(bb_pool *pool, const bb_attention_scores *scores, const void *gradient, const float *t,
                                                  const uint8_t *gate, void *dscores, float *dresidual, float *dstep);
 
 #endif

@@ -52,6 +52,12 @@ BB_INLINE __mmask16 kept_lanes(const int16_t *random, int16_t limit, __mmask16 l
     return _mm256_mask_cmpge_epi16_mask(lanes, _mm256_maskz_loadu_epi16(lanes, random), _mm256_set1_epi16(limit));
 }
 
+/* The code of a ratio: to the nearest integer, halves to even, then cut. */
+BB_INLINE __m512 level_of(__m512 ratio, __m512 lowest, __m512 highest) {
+    const __m512 nearest = _mm512_roundscale_ps(ratio, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_min_ps(_mm512_max_ps(nearest, lowest), highest);
+}
+
 /* exp of lanes up to 0 or a little above, relative error below 2e-7; below -87 the result stays near 1e-38.
  *
  * x = n ln 2 + r with |r| <= ln 2 / 2, and the polynomial is the series of exp to r^6.

@@ -14,9 +14,10 @@ from bitbert.model import kernels as kernels_module
 from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.dropout import Dropout, draw, drop_limit
 from bitbert.model.fused import weighted_squares
-from bitbert.model.kernels import SWITCH, Scores, load_kernels, why_no_kernels
+from bitbert.model.kernels import SWITCH, Codes, Scores, load_kernels, why_no_kernels
 from bitbert.model.layers import gelu
-from bitbert.model.linear import BinarizerStatistics, BinaryLinear
+from bitbert.model.linear import Binarizer, BinarizerStatistics, BinaryLinear
+from bitbert.model.methods import CodedLinear
 
 Results = dict[str, Tensor]
 
@@ -78,6 +79,30 @@ def test_binary_linear(use: Any, kind: str, weight_scale: str, shape: tuple[int,
     assert_close(found, expected, relative=2e-6)
 
 
+@pytest.mark.parametrize("weight_scale", ["tensor", "channel"])
+@pytest.mark.parametrize("weights", ["mean_centered", "row_centered", "uncentered", "ternary"])
+@pytest.mark.parametrize(
+    ("kind", "bits", "steps"), [("signed", 2, "learned"), ("unsigned", 4, "learned"), ("signed", 1, "one")]
+)
+def test_layers_of_other_methods(use: Any, weights: str, weight_scale: str, kind: str, bits: int, steps: str) -> None:
+    linear = make_linear(130, 37, kind, weight_scale)
+    if weights != "mean_centered":
+        state = linear.state_dict()
+        linear = CodedLinear(linear, weights, split=False)
+        linear.load_state_dict(state)
+    linear.input_binarizer.bits, linear.input_binarizer.steps = bits, steps
+    linear.input_binarizer.alpha.data.fill_(1.0 if steps == "one" else 0.3)
+    # Ratios that lie halfway between codes among them.
+    x = torch.cat([torch.randn(1400, 130), torch.arange(-130.0, 130).view(2, 130) * 0.15])
+    linear.shift.data[::2] = 0
+    use("torch")
+    expected = run(linear, x)
+    use("native")
+    found = run(linear, x)
+    assert torch.equal(found["output"], expected["output"])
+    assert_close(found, expected, relative=5e-6)
+
+
 @pytest.mark.parametrize("width", [64, 384, 512])
 def test_half_precision_keeps_every_forward_bit(use: Any, width: int) -> None:
     linear, x = make_linear(384, width, "signed", "tensor"), torch.randn(8, 16, 384)
@@ -88,33 +113,63 @@ def test_half_precision_keeps_every_forward_bit(use: Any, width: int) -> None:
     assert_close(half, full, relative=0.02)
 
 
-@pytest.mark.parametrize("estimators", ["none", "shared", "per_head"])
-@pytest.mark.parametrize("positions", [1, 13, 40])
-@pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_attention(use: Any, estimators: str, positions: int, dropout: float) -> None:
+def make_attention(dropout: float, step: float, **fields: Any) -> BinarySelfAttention:
+    """Three heads of 8, and the given step size of what is attended."""
     torch.manual_seed(0)
-    method = {"residual_rank": 0} if estimators == "none" else {"residual_rank": 2, "residual_estimators": estimators}
     config = BitBertConfig(
         hidden_size=24,
         num_attention_heads=3,
         intermediate_size=48,
         num_hidden_layers=1,
         attention_probs_dropout_prob=dropout,
-        **(preset_fields("bipft-b") | method),
+        **(preset_fields("bipft-b") | fields),
     )
     attention = BinarySelfAttention(config)
     for name, parameter in attention.named_parameters():
         nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
         if name.endswith("alpha"):
-            parameter.data.fill_(0.9 if "probability" not in name else 2.2 / positions)
+            parameter.data.fill_(0.9 if "probability" not in name else step)
+    return attention
+
+
+@pytest.mark.parametrize("positions", [1, 13, 40])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("weigh", "bits", "estimators"),
+    [
+        *(("softmax", bits, estimators) for bits in (1, 2, 4) for estimators in ("none", "shared", "per_head")),
+        ("bi", 1, "none"),
+        ("bi_strict", 1, "none"),
+    ],
+)
+def test_attention(use: Any, positions: int, dropout: float, weigh: str, bits: int, estimators: str) -> None:
+    method = {"residual_rank": 0} if estimators == "none" else {"residual_rank": 2, "residual_estimators": estimators}
+    step = 2.2 / positions / (2**bits - 1) if weigh == "softmax" else 1.0
+    attention = make_attention(dropout, step, attention=weigh, **method)
+    if bits > 1:
+        for module in attention.modules():
+            if isinstance(module, Binarizer):
+                module.bits = bits
     bias = torch.zeros(3, 1, 1, positions)
     bias[1, ..., positions // 2 + 1 :] = torch.finfo(torch.float32).min
     x = torch.randn(3, positions, 24)
     use("torch")
     expected = run(attention, x, bias)
     use("native")
-    # Biases of the key factors have a gradient of zero: rounding is all there is.
-    assert_close(run(attention, x, bias), expected, relative=2e-5, absolute=2e-6)
+    # Biases of the key factors have a gradient of zero with softmax: rounding is all there is.
+    assert_close(run(attention, x, bias), expected, relative=2e-5, absolute=2e-6 * bits)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_attention_in_half_precision_keeps_integers_exact(use: Any, bits: int) -> None:
+    """bfloat16 where every sum of codes fits into it, float32 where 300 positions do not, nor 60 of 15 x 8."""
+    attention, x = make_attention(0.0, 0.001, residual_rank=0), torch.randn(3, 300 if bits == 1 else 60, 24)
+    for module in attention.modules():
+        if isinstance(module, Binarizer):
+            module.bits = bits
+    use("native")
+    if load_kernels() is not None:
+        assert torch.equal(run(attention, x, None)["output"], run(attention, x, None, autocast=True)["output"])
 
 
 def test_masked_keys_have_no_probability_at_all(use: Any) -> None:
@@ -126,7 +181,7 @@ def test_masked_keys_have_no_probability_at_all(use: Any) -> None:
     if kernels is None:
         probabilities = torch.softmax(scores + bias, dim=-1)
     else:
-        numbers = {"factor": 1.0, "inverse_root": 1.0, "step": 0.1, "limit": 0}
+        numbers = {"factor": 1.0, "inverse_root": 1.0, "step": 0.1, "limit": 0, "codes": Codes.of("unsigned", 1)}
         _, probabilities, _ = kernels.attend(Scores(scores, residual=None, bias=bias, random=None, **numbers))
     assert torch.allclose(probabilities, torch.softmax(scores + bias, dim=-1), atol=1e-6)
     assert (probabilities[..., 12:] == 0).all()
@@ -196,9 +251,10 @@ def test_any_number_of_threads_gives_the_same_bits(use: Any) -> None:
             kernels = load_kernels()
             if kernels is None:
                 return
-            codes, window = kernels.binarize(x, linear.shift.data, 0.8, "unsigned", torch.int8)
+            unsigned = linear.input_binarizer.codes
+            codes, window = kernels.binarize(x, linear.shift.data, 0.8, unsigned, torch.int8)
             fixed: dict[str, Any] = {"x": x, "shift": linear.shift.data, "step": 0.8, "factor": 1.0}
-            dx, dshift, dstep = kernels.binarize_backward(x, window, "unsigned", **fixed)
+            dx, dshift, dstep = kernels.binarize_backward(x, window, unsigned, **fixed)
             _, dbias = kernels.upstream(x.view(-1, 96), torch.ones(1), torch.bfloat16)
             results.append((codes, window, dx, dshift, dstep, dbias))
     finally:
@@ -278,14 +334,16 @@ def test_weighted_squares(use: Any, shape: tuple[int, ...]) -> None:
     assert_close(results[1], results[0], relative=1e-6)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("kind", ["signed", "unsigned"])
-def test_gelu_before_a_binary_linear(use: Any, kind: str) -> None:
+def test_gelu_before_a_binary_linear(use: Any, kind: str, bits: int) -> None:
     """The feed-forward block's second layer takes what comes before gelu, where the kernels run."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.output = make_linear(130, 37, kind, "tensor")
+            self.output.input_binarizer.bits = bits
 
         def forward(self, x: Tensor) -> Tensor:
             return self.output(x, after_gelu=True) if self.output.takes_gelu(x) else self.output(gelu(x))
