@@ -57,11 +57,12 @@ class _BinaryLinear(Function):
         kernels, dtype = ctx.kernels, ctx.dtype
         gradient = gradient.contiguous()
         upstream, dbias = kernels.upstream(gradient.view(-1, gradient.shape[-1]), scale, dtype)
-        dcodes = (upstream @ signs.to(dtype)).view(window.shape)
+        with products_as_they_are(gradient.device):
+            dcodes = (upstream @ signs.to(dtype)).view(window.shape)
+            correlation = _correlate(kernels, upstream, codes.to(dtype))
         dx, dshift, dstep = kernels.binarize_backward(
             dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0, gelu=ctx.gelu
         )
-        correlation = _correlate(kernels, upstream, codes.to(dtype))
         dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, divisor, step.item())
         dstep += dstep_of_product
         return None, dx, dshift, dstep, dweight, None, dbias, None, None
@@ -171,7 +172,8 @@ class _Attend(Function):
         queries, keys, weighed, gate = ctx.saved_tensors
         gradient = gradient.contiguous()
         dscores, dresidual, dstep = ctx.kernels.attend_backward(Scores(gradient, **ctx.fixed), gradient, weighed, gate)
-        dqueries, dkeys = dscores @ keys, dscores.transpose(-1, -2) @ queries
+        with products_as_they_are(gradient.device):
+            dqueries, dkeys = dscores @ keys, dscores.transpose(-1, -2) @ queries
         # sum(dscores * scores) without the scores: the product's gradient once more against its own operand.
         dfactor = (dqueries.float() * queries).sum().reshape(1) / ctx.fixed["factor"]
         if dresidual is not None:

@@ -332,12 +332,12 @@ def kernels_for(x: Tensor) -> Kernels | None:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """In which type products with one float operand run: autocast's where that is on and known here, else x's."""
+    """In which type products with one float operand run: autocast's where it is on (and known to kernels), else x's."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):  # torch's "meta" has none
         return x.dtype
     autocast = torch.get_autocast_dtype(kind)
-    return autocast if autocast in _TYPES else x.dtype
+    return x.dtype if kind == "cpu" and autocast not in _TYPES else autocast
 
 
 def _activations(x: Tensor, shift: Tensor | None, step: float, codes: Codes, gelu: bool) -> _Activations:

@@ -1,6 +1,7 @@
 """The native training kernels against the torch code that they stand for."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     load_kernels.cache_clear()
 
 
-def run(module: nn.Module, x: Tensor, *arguments: Any, autocast: bool = False) -> Results:
+def run(module: nn.Module, x: Tensor, *arguments: Any, autocast: torch.dtype | None = None) -> Results:
     """Output and all gradients for a fixed upstream gradient, with fixed random numbers."""
     torch.manual_seed(3)
     x = x.clone().requires_grad_(True)
     module.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", autocast) if autocast else nullcontext():
         output = module(x, *arguments)
     output = output[0] if isinstance(output, tuple) else output
     output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(4)))
@@ -107,7 +108,7 @@ def test_layers_of_other_methods(use: Any, weights: str, weight_scale: str, kind
 def test_half_precision_keeps_every_forward_bit(use: Any, width: int) -> None:
     linear, x = make_linear(384, width, "signed", "tensor"), torch.randn(8, 16, 384)
     use("native")
-    full, half = run(linear, x), run(linear, x, autocast=True)
+    full, half = run(linear, x), run(linear, x, autocast=torch.bfloat16)
     if load_kernels() is not None:
         assert torch.equal(full["output"], half["output"])
     assert_close(half, full, relative=0.02)
@@ -160,6 +161,15 @@ def test_attention(use: Any, positions: int, dropout: float, weigh: str, bits: i
     assert_close(run(attention, x, bias), expected, relative=2e-5, absolute=2e-6 * bits)
 
 
+def test_a_type_without_kernels_leaves_products_in_float32(use: Any) -> None:
+    linear, x = make_linear(384, 64, "signed", "tensor"), torch.randn(8, 16, 384)
+    attention, hidden = make_attention(0.0, 0.1), torch.randn(3, 20, 24)
+    use("native")
+    for module, inputs in ((linear, (x,)), (attention, (hidden, None))):
+        relative = 0 if load_kernels() is not None else 0.02
+        assert_close(run(module, *inputs, autocast=torch.float16), run(module, *inputs), relative=relative, absolute=0)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_attention_in_half_precision_keeps_integers_exact(use: Any, bits: int) -> None:
     """bfloat16 where every sum of codes fits into it, float32 where 300 positions do not, nor 60 of 15 x 8."""
@@ -169,7 +179,9 @@ def test_attention_in_half_precision_keeps_integers_exact(use: Any, bits: int) -
             module.bits = bits
     use("native")
     if load_kernels() is not None:
-        assert torch.equal(run(attention, x, None)["output"], run(attention, x, None, autocast=True)["output"])
+        assert torch.equal(
+            run(attention, x, None)["output"], run(attention, x, None, autocast=torch.bfloat16)["output"]
+        )
 
 
 def test_masked_keys_have_no_probability_at_all(use: Any) -> None:
