@@ -33,10 +33,10 @@ class _BinaryLinear(Function):
         scale: Tensor | str,
         bias: Tensor,
         kind: Codes,
-        gelu: bool,
+        after: str,
     ) -> Tensor:
         x = x.contiguous()
-        codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8, gelu=gelu)
+        codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8, after=after)
         if isinstance(scale, str):
             center, scale = weight_statistics(weight, scale)
             signs, scale = kernels.signs(weight, center.item()), scale.flatten()
@@ -45,9 +45,9 @@ class _BinaryLinear(Function):
             signs, divisor = weight.to(torch.int8), torch.ones(1)
         codes = codes.view(-1, x.shape[-1])
         y = kernels.product(codes, signs, scale * step, bias)
-        values = x if gelu or kind.needs_values else None
+        values = x if after != "identity" or kind.needs_values else None
         ctx.save_for_backward(codes, window, signs, scale, divisor, step, shift, values)
-        ctx.kernels, ctx.kind, ctx.gelu, ctx.dtype = kernels, kind, gelu, product_dtype(x)
+        ctx.kernels, ctx.kind, ctx.after, ctx.dtype = kernels, kind, after, product_dtype(x)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -61,7 +61,7 @@ class _BinaryLinear(Function):
             dcodes = (upstream @ signs.to(dtype)).view(window.shape)
             correlation = _correlate(kernels, upstream, codes.to(dtype))
         dx, dshift, dstep = kernels.binarize_backward(
-            dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0, gelu=ctx.gelu
+            dcodes, window, ctx.kind, x=x, shift=shift, step=step.item(), factor=1.0, after=ctx.after
         )
         dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, divisor, step.item())
         dstep += dstep_of_product
@@ -91,9 +91,9 @@ def binary_linear(
     bias: Tensor,
     *,
     codes: Codes,
-    gelu: bool = False,
+    after: str = "identity",
 ) -> Tensor:
-    """y = s * a * (codes(x + m) @ W^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
+    """y = s * a * (codes(f(x) + m) @ W^T) + b, as :class:`bitbert.model.linear.BinaryLinear`.
 
     Args:
         x: (..., in), float32.
@@ -101,9 +101,9 @@ def binary_linear(
         weight: latent, to be made sign(weight - e) with the statistics of :mod:`bitbert.model.binarize`, or codes.
         scale: for latent weights the name of their scale, for codes s itself, (1,) or (out,), without gradient.
         codes: of the activations, all within int8.
-        gelu: whether x goes through :func:`bitbert.model.layers.gelu` first, which is then never stored.
+        after: f, ``"identity"``, ``"gelu"`` of :mod:`bitbert.model.layers`, or ``"relu"``; f(x) is never stored.
     """
-    return _BinaryLinear.apply(kernels, x, shift, step, weight, scale, bias, codes, gelu)
+    return _BinaryLinear.apply(kernels, x, shift, step, weight, scale, bias, codes, after)
 
 
 class _ActivationCodes(Function):
@@ -164,6 +164,7 @@ class _Attend(Function):
         ctx.kernels, ctx.residual_dtype = kernels, None if residual is None else residual.dtype
         ctx.fixed |= {"random": None, "bias": None}
         ctx.mark_non_differentiable(weighed)
+        ctx.set_materialize_grads(False)  # not that of what has none
         return attended, weighed
 
     @staticmethod

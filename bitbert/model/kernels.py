@@ -24,9 +24,10 @@ from bitbert.shared_library import load_shared_library
 LIBRARY = Path(__file__).with_name("libbitbert_training.so")
 SWITCH = "BITBERT_TRAINING_KERNELS"
 """Environment variable: ``torch`` leaves the native kernels out."""
-_ABI_VERSION = 5
+_ABI_VERSION = 6
 _TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float32: 2}
 _KINDS = {"signed": 0, "unsigned": 1, "levels": 2, "bool": 3, "strict_bool": 4}
+_ACTIVATIONS = {"identity": 0, "gelu": 1, "relu": 2}
 _P, _N = c_void_p, c_size_t
 
 
@@ -38,7 +39,7 @@ class _Activations(Structure):
         ("kind", c_int),
         ("lowest", c_float),
         ("highest", c_float),
-        ("gelu", c_int),
+        ("activation", c_int),
         ("rows", _N),
         ("width", _N),
     )
@@ -130,11 +131,11 @@ class Kernels:
             self._functions[name](self._threads(), *passed)
 
     def binarize(
-        self, x: Tensor, shift: Tensor | None, step: float, codes: Codes, dtype: torch.dtype, *, gelu: bool = False
+        self, x: Tensor, shift: Tensor | None, step: float, codes: Codes, dtype: torch.dtype, *, after: str = "identity"
     ) -> tuple[Tensor, Tensor]:
-        """Codes of ``dtype`` and the window (bool) of x (..., width), or gelu(x), + shift (width)."""
+        """Codes of ``dtype`` and the window (bool) of f(x) + shift (width), f named by ``after``; x (..., width)."""
         out, window = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=torch.bool)
-        self.call("binarize", byref(_activations(x, shift, step, codes, gelu)), _TYPES[dtype], out, window)
+        self.call("binarize", byref(_activations(x, shift, step, codes, after)), _TYPES[dtype], out, window)
         return out, window
 
     def binarize_backward(
@@ -147,17 +148,17 @@ class Kernels:
         shift: Tensor | None,
         step: float,
         factor: float,
-        gelu: bool = False,
+        after: str = "identity",
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """dx, the gradient of the shift where there is one, and the step's where it depends on values, else 0.
 
         Args:
             gradient: (..., width), bfloat16 or float32.
-            x: what was binarized, or gelu's input; only gelu and codes that need values need it.
+            x: as given to :meth:`binarize`; None will do for no activation and codes that need no values.
         """
         dx = torch.empty_like(gradient, dtype=torch.float32)
         dshift, dstep = (None if shift is None else torch.empty_like(shift)), torch.zeros(1)
-        activations = _activations(dx if x is None else x, shift, step, codes, gelu)
+        activations = _activations(dx if x is None else x, shift, step, codes, after)
         self.call(
             "binarize_backward", byref(activations), gradient, _TYPES[gradient.dtype], factor, window, dx, dshift, dstep
         )
@@ -340,10 +341,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if kind == "cpu" and autocast not in _TYPES else autocast
 
 
-def _activations(x: Tensor, shift: Tensor | None, step: float, codes: Codes, gelu: bool) -> _Activations:
+def _activations(x: Tensor, shift: Tensor | None, step: float, codes: Codes, after: str) -> _Activations:
     width = x.shape[-1]
-    kind, lowest, highest = _KINDS[codes.kind], codes.lowest, codes.highest
-    return _Activations(_address(x), _address(shift), step, kind, lowest, highest, gelu, x.numel() // width, width)
+    kind, activation = _KINDS[codes.kind], _ACTIVATIONS[after]
+    addresses, shape = (_address(x), _address(shift)), (x.numel() // width, width)
+    return _Activations(*addresses, step, kind, codes.lowest, codes.highest, activation, *shape)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -78,7 +78,7 @@ class EncoderLayer(nn.Module):
         self.attention_output = BinaryLinear(width, hidden, kind="signed", **scale)
         self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.intermediate = BinaryLinear(hidden, inner, kind="signed", **scale)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.hidden_act = config.hidden_act
         self.output = BinaryLinear(inner, hidden, kind=config.ffn_input, **scale)
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -90,10 +90,10 @@ class EncoderLayer(nn.Module):
         context, attention = self.attention(hidden_states, attention_bias, output_attentions=output_attentions)
         hidden_states = self.attention_norm(hidden_states + self.dropout(self.attention_output(context)))
         expanded = self.intermediate(hidden_states)
-        if self.activation is gelu and isinstance(self.output, BinaryLinear) and self.output.takes_gelu(expanded):
-            projected = self.output(expanded, after_gelu=True)
+        if isinstance(self.output, BinaryLinear) and self.output.takes_activation(expanded):
+            projected = self.output(expanded, after=self.hidden_act)
         else:
-            projected = self.output(self.activation(expanded))
+            projected = self.output(ACTIVATIONS[self.hidden_act](expanded))
         return self.output_norm(hidden_states + self.dropout(projected)), attention
 
 

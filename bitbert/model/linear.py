@@ -134,19 +134,18 @@ class BinaryLinear(nn.Module):
         self.shift = nn.Parameter(torch.zeros(in_features))
         self.input_binarizer = Binarizer(kind)
 
-    def takes_gelu(self, x: Tensor) -> bool:
-        """Whether ``forward`` may be asked for the output of gelu(x): the kernels run, and nobody watches gelu(x)."""
+    def takes_activation(self, x: Tensor) -> bool:
+        """Whether ``forward`` may compute f(x) itself: the kernels run, and nobody watches f(x)."""
         return self.input_binarizer.monitor is None and self._kernels_for(x) is not None
 
-    def forward(self, x: Tensor, *, after_gelu: bool = False) -> Tensor:
-        """y, of gelu(x) in place of x with ``after_gelu``, where :meth:`takes_gelu` says so."""
+    def forward(self, x: Tensor, *, after: str = "identity") -> Tensor:
+        """y of f(x), f named by ``after``, which :meth:`takes_activation` allows or is the identity."""
         kernels, binarizer = self._kernels_for(x), self.input_binarizer
         if kernels is not None:
             step = binarizer.step(x if binarizer.monitor is None else x + self.shift)
-            weight, scale = self._kernel_weight()
-            operands = (x, self.shift, step, weight, scale, self.bias)
-            return binary_linear(kernels, *operands, codes=binarizer.codes, gelu=after_gelu)
-        assert not after_gelu
+            operands = (x, self.shift, step, *self._kernel_weight(), self.bias)
+            return binary_linear(kernels, *operands, codes=binarizer.codes, after=after)
+        assert after == "identity"
         codes, step = binarizer(x + self.shift)
         return self._multiply(codes, step) + self.bias
 

@@ -20,12 +20,13 @@ typedef struct {
     float factor, *dx, *sums, *step_sums;
 } binarize_job;
 
-/* The activation x, or gelu(x), plus its shift. `gelu` and `kind` are constants where these are inlined. */
-BB_INLINE __m512 shifted(const bb_activations *a, __m512 activation, size_t column, __mmask16 lanes) {
-    return a->shift ? _mm512_add_ps(activation, load_floats(a->shift + column, lanes)) : activation;
+/* t, given Phi(x) for GELU. `activation` and `kind` are constants where these are inlined. */
+BB_INLINE __m512 shifted(const bb_activations *a, __m512 x, __m512 cdf, size_t column, __mmask16 lanes, const int activation) {
+    const __m512 y = activation == BB_GELU ? _mm512_mul_ps(x, cdf) : activation == BB_RELU ? _mm512_max_ps(x, _mm512_setzero_ps()) : x;
+    return a->shift ? _mm512_add_ps(y, load_floats(a->shift + column, lanes)) : y;
 }
 
-BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int type, const int kind, const int gelu) {
+BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int type, const int kind, const int activation) {
     const bb_activations *a = job->a;
     const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
     const __m512 step = _mm512_set1_ps(a->step), half = _mm512_set1_ps(a->step * 0.5f), zero = _mm512_setzero_ps();
@@ -36,7 +37,7 @@ BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int ty
             const __mmask16 lanes = lanes_inside(column, a->width);
             const size_t at = row * a->width + column;
             const __m512 x = load_floats(a->x + at, lanes);
-            const __m512 t = shifted(a, gelu ? _mm512_mul_ps(x, normal_cdf(x)) : x, column, lanes);
+            const __m512 t = shifted(a, x, activation == BB_GELU ? normal_cdf(x) : x, column, lanes, activation);
             __mmask16 inside;
             __m512 code;
             if (kind == BB_SIGNED) {
@@ -55,20 +56,21 @@ BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int ty
         }
 }
 
-/* Calls rows(job, index, type, kind, gelu) with constants for the last three. */
-#define WITH_GELU(rows, type, kind)                                                \
+/* Calls rows(job, index, type, kind, activation) with constants for the last three. */
+#define WITH_ACTIVATION(rows, type, kind)                                         \
     do {                                                                          \
-        if (job->a->gelu)                                                         \
-            rows(job, index, type, kind, 1);                                      \
-        else                                                                      \
-            rows(job, index, type, kind, 0);                                      \
+        switch (job->a->activation) {                                             \
+            case BB_GELU: rows(job, index, type, kind, BB_GELU); break;           \
+            case BB_RELU: rows(job, index, type, kind, BB_RELU); break;           \
+            default: rows(job, index, type, kind, BB_IDENTITY);                   \
+        }                                                                         \
     } while (0)
 #define WITH_CONSTANTS(rows, type)                                                \
     do {                                                                          \
         switch (job->a->kind) {                                                   \
-            case BB_SIGNED: WITH_GELU(rows, type, BB_SIGNED); break;              \
-            case BB_UNSIGNED: WITH_GELU(rows, type, BB_UNSIGNED); break;          \
-            default: WITH_GELU(rows, type, BB_LEVELS);                            \
+            case BB_SIGNED: WITH_ACTIVATION(rows, type, BB_SIGNED); break;        \
+            case BB_UNSIGNED: WITH_ACTIVATION(rows, type, BB_UNSIGNED); break;    \
+            default: WITH_ACTIVATION(rows, type, BB_LEVELS);                      \
         }                                                                         \
     } while (0)
 
@@ -88,7 +90,7 @@ void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int 
     bb_pool_run(pool, job.blocks.count, binarize_block, &job);
 }
 
-BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, const int type, const int kind, const int gelu) {
+BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, const int type, const int kind, const int activation) {
     const bb_activations *a = job->a;
     const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
     const __m512 factor = _mm512_set1_ps(job->factor);
@@ -104,10 +106,13 @@ BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, con
             const __m512 gradient = load_operand(job->gradient, at, type, lanes);
             const __m512 dt = _mm512_maskz_mul_ps(inside, gradient, factor);
             if (sums) _mm512_mask_storeu_ps(sums + column, lanes, _mm512_add_ps(load_floats(sums + column, lanes), dt));
-            const __m512 x = gelu || kind != BB_SIGNED ? load_floats(a->x + at, lanes) : dt;
-            const __m512 cdf = gelu ? normal_cdf(x) : dt;
-            if (kind != BB_SIGNED) ratios = _mm512_fmadd_ps(dt, shifted(a, gelu ? _mm512_mul_ps(x, cdf) : x, column, lanes), ratios);
-            _mm512_mask_storeu_ps(job->dx + at, lanes, gelu ? _mm512_mul_ps(dt, gelu_slope(x, cdf)) : dt);
+            const __m512 x = activation != BB_IDENTITY || kind != BB_SIGNED ? load_floats(a->x + at, lanes) : dt;
+            const __m512 cdf = activation == BB_GELU ? normal_cdf(x) : x;
+            if (kind != BB_SIGNED) ratios = _mm512_fmadd_ps(dt, shifted(a, x, cdf, column, lanes, activation), ratios);
+            __m512 dx = dt;
+            if (activation == BB_GELU) dx = _mm512_mul_ps(dt, gelu_slope(x, cdf));
+            if (activation == BB_RELU) dx = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), dt);
+            _mm512_mask_storeu_ps(job->dx + at, lanes, dx);
         }
     if (kind != BB_SIGNED) job->step_sums[index] = -_mm512_reduce_add_ps(ratios) / a->step;
 }

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define BB_TRAINING_API __attribute__((visibility("default")))
-#define BB_TRAINING_ABI_VERSION 5
+#define BB_TRAINING_ABI_VERSION 6
 
 /* How an operand of a product is stored. */
 enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
@@ -26,6 +26,9 @@ enum { BB_INT8, BB_BFLOAT16, BB_FLOAT32 };
  *   BB_STRICT_BOOL  1 where t > 0, else 0                |t| < step */
 enum { BB_SIGNED, BB_UNSIGNED, BB_LEVELS, BB_BOOL, BB_STRICT_BOOL };
 
+/* What comes before that: f(x) is x, x * Phi(x), or max(x, 0). */
+enum { BB_IDENTITY, BB_GELU, BB_RELU };
+
 typedef struct bb_pool bb_pool;
 
 BB_TRAINING_API int bb_training_abi_version(void);
@@ -36,21 +39,21 @@ BB_TRAINING_API int bb_training_supported(void);
 BB_TRAINING_API bb_pool *bb_training_pool(size_t num_threads);
 BB_TRAINING_API void bb_training_pool_free(bb_pool *pool);
 
-/* A matrix (rows, width) of activations that is binarized, or quantized; t = x + shift, or gelu(x) + shift. */
+/* A matrix (rows, width) of activations that is binarized, or quantized; t = f(x) + shift. */
 typedef struct {
     const float *x;
     const float *shift; /* (width), or NULL */
     float step;
     int kind;              /* BB_SIGNED, BB_UNSIGNED or BB_LEVELS */
     float lowest, highest; /* codes of BB_LEVELS, within int8 */
-    int gelu;              /* 0 or 1 */
+    int activation;        /* f */
     size_t rows, width;
 } bb_activations;
 
 /* codes (rows, width) of type `codes_type`, window (rows, width) of 0 or 1. */
 BB_TRAINING_API void bb_training_binarize(bb_pool *pool, const bb_activations *activations, int codes_type, void *codes, uint8_t *window);
 
-/* dt = gradient * factor * window, dshift = sum of dt over rows, and dx = dt, times gelu'(x) where that came before; for
+/* dt = gradient * factor * window, dshift = sum of dt over rows, and dx = dt * f'(x); for
  * codes that are not BB_SIGNED also dstep = -sum(dt * t / step). gradient is BB_BFLOAT16 or BB_FLOAT32; dshift and dstep may be NULL. */
 BB_TRAINING_API void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activations, const void *gradient, int gradient_type,
                                                    float factor, const uint8_t *window, float *dx, float *dshift, float *dstep);

@@ -16,7 +16,7 @@ from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.dropout import Dropout, draw, drop_limit
 from bitbert.model.fused import weighted_squares
 from bitbert.model.kernels import SWITCH, Codes, Scores, load_kernels, why_no_kernels
-from bitbert.model.layers import gelu
+from bitbert.model.layers import ACTIVATIONS, gelu
 from bitbert.model.linear import Binarizer, BinarizerStatistics, BinaryLinear
 from bitbert.model.methods import CodedLinear
 
@@ -348,8 +348,9 @@ def test_weighted_squares(use: Any, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("kind", ["signed", "unsigned"])
-def test_gelu_before_a_binary_linear(use: Any, kind: str, bits: int) -> None:
-    """The feed-forward block's second layer takes what comes before gelu, where the kernels run."""
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_activation_before_a_binary_linear(use: Any, activation: str, kind: str, bits: int) -> None:
+    """The feed-forward block's second layer takes what comes before its activation, where the kernels run."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -358,17 +359,20 @@ def test_gelu_before_a_binary_linear(use: Any, kind: str, bits: int) -> None:
             self.output.input_binarizer.bits = bits
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.output(x, after_gelu=True) if self.output.takes_gelu(x) else self.output(gelu(x))
+            if self.output.takes_activation(x):
+                return self.output(x, after=activation)
+            return self.output(ACTIVATIONS[activation](x))
 
     block, x = Block(), torch.randn(2, 700, 130)
+    x[:, ::7] = 0
     use("torch")
     expected = run(block, x)
     use("native")
-    assert block.output.takes_gelu(x) == (load_kernels() is not None)
+    assert block.output.takes_activation(x) == (load_kernels() is not None)
     found = run(block, x)
     assert_close(found, expected, relative=1e-5)
     block.output.input_binarizer.monitor = BinarizerStatistics()
-    assert not block.output.takes_gelu(x)
+    assert not block.output.takes_activation(x)
 
 
 @pytest.mark.parametrize("shape", [(32, 16), (96, 80), (288, 1040), (5, 16), (32, 3)])
