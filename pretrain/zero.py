@@ -26,7 +26,7 @@ class Piece:
     """Where this rank's part of a parameter lies.
 
     Attributes:
-        holder: the tensor that the optimizer updates; its moments have its shape.
+        holder: the tensor that the optimizer updates, or what is kept of a fixed parameter; moments have its shape.
         offset: first element in ``holder``, flattened.
         start: first element in the parameter, flattened.
         numel: how many; 0 where this rank holds nothing of the parameter.
@@ -178,13 +178,18 @@ class TrainingTensors:
         return tensor.detach().cpu() if self.topology.is_main else torch.empty(0)
 
     def _piece(self, parameter: Any) -> Piece:
-        if self._zero is None:
-            return Piece(parameter, 0, 0, parameter.numel())
+        trained = parameter.requires_grad  # ZeRO's groups leave out what a method keeps fixed
         if self._weights_partitioned:
-            group, offset, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            if trained:
+                group, offset, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
+                holder = self._zero.fp32_partitioned_groups_flat[group]
+            else:
+                holder, offset, length = parameter.ds_tensor, 0, parameter.ds_tensor.numel()
             start = self.topology.rank * length
             held = max(0, min(length, parameter.ds_numel - start))
-            return Piece(self._zero.fp32_partitioned_groups_flat[group], offset, start if held else 0, held)
+            return Piece(holder, offset, start if held else 0, held)
+        if self._zero is None or not trained:
+            return Piece(parameter, 0, 0, parameter.numel())
         group = next(
             number
             for number, members in enumerate(self._zero.bit16_groups)
