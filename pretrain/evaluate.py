@@ -36,7 +36,8 @@ def evaluate(
             continue
         target = teacher(batch).hidden_states[-1]
         mask = batch.attention_mask.unsqueeze(-1)
-        logits, nsp_logits = output.prediction_logits, output.seq_relationship_logits
+        # In float32 as in training: a sum in bfloat16 has 8 significant bits.
+        logits, nsp_logits = output.prediction_logits.float(), output.seq_relationship_logits.float()
         sums += torch.stack(
             [
                 nn.functional.cross_entropy(logits, batch.labels, reduction="sum"),

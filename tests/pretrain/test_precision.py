@@ -1,13 +1,18 @@
 """Training with products in bfloat16: the same decisions, rounded gradients."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bitbert.distributed import Topology
 from bitbert.model.precision import products_in
 from bitbert.pretrain.config import LossSection
+from bitbert.pretrain.data import BatchMaker
+from bitbert.pretrain.evaluate import evaluate
 from bitbert.pretrain.teacher import load_teacher
+from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer
 from bitbert.tracking import read_metrics
 from tests.pretrain import forked
@@ -53,3 +58,24 @@ def test_products_in() -> None:
         assert (x @ x.T).dtype == torch.bfloat16
     with products_in("fp32", x.device):
         assert (x @ x.T).dtype == torch.float32
+
+
+def test_heldout_losses_are_summed_in_float32(tiny_shards: Path) -> None:
+    """Uniform logits, whose loss is the logarithm of the number of classes whatever their type."""
+
+    class Uniform(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, masked_positions: torch.Tensor, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(
+                prediction_logits=torch.zeros(len(masked_positions), 200, dtype=torch.bfloat16),
+                seq_relationship_logits=torch.zeros(len(input_ids), 2, dtype=torch.bfloat16),
+                hidden_states=(torch.ones(*input_ids.shape, 4),),
+            )
+
+    engine = SimpleNamespace(
+        topology=Topology(0, 1, 0, "127.0.0.1", 0), device=torch.device("cpu"), sum_over_ranks=torch.stack
+    )
+    batches = BatchMaker(ShardReader(tiny_shards / "heldout"), mask_probability=0.15, seed=42)
+    states = SimpleNamespace(hidden_states=[torch.ones(1)])
+    metrics = evaluate(engine, Uniform(), lambda batch: states, batches, num_rows=24, batch_size=8)
+    assert metrics["eval/mlm_loss"].item() == pytest.approx(torch.tensor(200.0).log().item(), rel=1e-6)
+    assert metrics["eval/nsp_loss"].item() == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-6)
