@@ -66,13 +66,22 @@ def check_run(config: PretrainConfig) -> Run:
     phases = lay_out(sections, {folder: open_shards(folder, tokenizer, config.data, config.seed) for folder in folders})
     teacher = load_teacher(config.teacher, config.loss, tokenizer, config.precision)
     student = student_config(config.model, teacher.config)
-    run = Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
-    if run.max_length > teacher.config.max_position_embeddings:
+    for phase in phases:
+        refuse_long_rows(phase.train, teacher)
+        refuse_long_rows(phase.heldout, teacher)
+    return Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
+
+
+def refuse_long_rows(shards: BatchMaker, teacher: Teacher) -> None:
+    """Raises:
+    UserError: ``shards`` may have rows of more tokens than the teacher, and so the student, has positions.
+    """
+    longest, positions = int(shards.reader.manifest["max_length"]), teacher.config.max_position_embeddings
+    if longest > positions:
         raise UserError(
-            f"shards have rows of {run.max_length} tokens, the teacher has {teacher.config.max_position_embeddings} "
+            f"shards {str(shards.reader.folder)!r} have rows of {longest} tokens, the teacher has {positions} "
             "positions; build shorter shards"
         )
-    return run
 
 
 def open_shards(folder: str, tokenizer: Tokenizer, data: DataSection, seed: int) -> BatchMaker:

@@ -21,7 +21,6 @@ from bitbert.errors import UserError
 from bitbert.files import publish_folder, write_json_atomically
 from bitbert.memory import give_back_memory_now_and_then
 from bitbert.model.precision import products_in
-from bitbert.shards import ShardReader
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 from bitbert.tracking import RunStatus, Tracker, check_mlflow_uri, flatten
 
@@ -33,7 +32,7 @@ from .head_config import TeacherHeadConfig
 from .optim import build_optimizer, set_learning_rate
 from .preempt import PreemptedError, Preemption
 from .progress import progress_bar
-from .run import TRAINING_FILE, open_shards
+from .run import TRAINING_FILE, open_shards, refuse_long_rows
 from .run_folder import CHECKPOINTS, CONFIG_FILE, FINAL, STOP_FILE, claim_folder
 from .teacher import Teacher, load_teacher
 from .zero import TrainingTensors
@@ -71,7 +70,10 @@ def train_teacher_head(config: TeacherHeadConfig) -> Path:
         open_shards(folder, tokenizer, config.data, config.seed) for folder in (config.data.train, config.data.heldout)
     )
     teacher = load_teacher(config.teacher, LossSection(nsp_distillation=0.0), tokenizer, config.precision)
-    _refuse(config, teacher, train.reader)
+    if "cls.predictions.transform.dense.weight" in teacher.tensors:
+        raise UserError(f"teacher {config.teacher!r} has an MLM head already; use it as it is")
+    refuse_long_rows(train, teacher)
+    refuse_long_rows(heldout, teacher)
     claim_folder(config)
     training = _Training(config, teacher, train, heldout, preemption)
     training.run()
@@ -211,17 +213,6 @@ class _Training:
     def _say(self, values: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         log(f"step {self.step}/{self.config.steps}  {shown}")
-
-
-def _refuse(config: TeacherHeadConfig, teacher: Teacher, reader: ShardReader) -> None:
-    if "cls.predictions.transform.dense.weight" in teacher.tensors:
-        raise UserError(f"teacher {config.teacher!r} has an MLM head already; use it as it is")
-    longest = int(reader.manifest["max_length"])
-    if longest > teacher.config.max_position_embeddings:
-        raise UserError(
-            f"shards have rows of {longest} tokens, the teacher has {teacher.config.max_position_embeddings} "
-            "positions; build shorter shards"
-        )
 
 
 def _save_teacher(config: TeacherHeadConfig, tokenizer: Tokenizer, teacher: Teacher, training: _Training) -> Path:

@@ -89,13 +89,14 @@ def test_rows_longer_than_the_teacher_are_refused_in_any_phase(
 ) -> None:
     longer = [f"output={tmp_path}/shards", "max_length=64", "pair_task=null"]
     build_shards(load_config(DataConfig, tiny_shards / "config.yaml", longer), workers=1)
-    changes = [
-        *overrides,
-        f"output={tmp_path}/run",
-        f"phases=[{{steps: 3}}, {{steps: 3, train: {tmp_path}/shards/train}}]",
-    ]
-    with pytest.raises(UserError, match="rows of 64 tokens, the teacher has 48 positions"):
-        check_run(load_config(PretrainConfig, SMOKE, changes))
+    for part in ("train", "heldout"):
+        changes = [
+            *overrides,
+            f"output={tmp_path}/run",
+            f"phases=[{{steps: 3}}, {{steps: 3, {part}: {tmp_path}/shards/{part}}}]",
+        ]
+        with pytest.raises(UserError, match=f"/{part}' have rows of 64 tokens, the teacher has 48 positions"):
+            check_run(load_config(PretrainConfig, SMOKE, changes))
 
 
 def test_missing_shards_of_a_later_phase_are_found_before_the_start(overrides: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A teacher's masked-LM head: it learns, resumes to the same bits, and leaves the teacher as it was."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,13 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UserError, match="has an MLM head already"):
         train_teacher_head(config(tmp_path / "run", tiny_shards, trained))
+    copied = tmp_path / "shards"
+    shutil.copytree(tiny_shards, copied)
+    for part in ("heldout", "train"):
+        manifest = json.loads((copied / part / "manifest.json").read_text())
+        (copied / part / "manifest.json").write_text(json.dumps(manifest | {"max_length": 64}))
+        with pytest.raises(UserError, match=f"{part}' have rows of 64 tokens, the teacher has 48 positions"):
+            train_teacher_head(config(tmp_path / "run", copied, bare_teacher))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="above steps 12"):
         config(tmp_path / "run", tiny_shards, bare_teacher, optimizer={"warmup_steps": 13})
