@@ -65,8 +65,9 @@ def save_checkpoint(
 ) -> None:
     """Write ``root/step-N`` (N from ``state["step"]``); collective, rank 0 writes.
 
-    Afterwards there are the newest ``keep`` checkpoints up to N, those whose step is a multiple of ``milestone_every``
-    (0 = none), and none beyond N: those were damaged, or of a course that was rolled back.
+    Afterwards there are the newest ``keep`` checkpoints up to N, the newest that is clean, those whose step is a
+    multiple of ``milestone_every`` (0 = none), and none beyond N: those were damaged, or of a course that was rolled
+    back.
 
     Raises:
         NoSpaceError: on rank 0; the disk cannot hold the checkpoint, nothing was written.
@@ -91,6 +92,11 @@ def save_checkpoint(
         for rest in gathered.values():  # the other ranks send every tensor, whatever happened to rank 0's disk
             for _ in rest:
                 pass
+
+
+def is_clean(state: dict[str, Any]) -> bool:
+    """Whether the updates before a checkpoint do not end in skipped ones: a rollback can go back to it."""
+    return bool(state.get("non_finite", {}).get("in_a_row", 0) == 0)
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -198,8 +204,19 @@ def _remove_old(root: Path, step: int, keep: int, milestone_every: int) -> None:
     folders = list_checkpoints(root)
     up_to_now = [folder for folder in folders if step_of(folder) <= step]
     kept = up_to_now[-keep:]
+    clean = next((folder for folder in reversed(up_to_now) if _is_clean_on_disk(folder)), None)
+    if clean is not None:
+        kept.append(clean)
     if milestone_every:
         kept += [folder for folder in up_to_now if step_of(folder) % milestone_every == 0]
     for folder in folders:
         if folder not in kept:
             remove_folder(folder)
+
+
+def _is_clean_on_disk(folder: Path) -> bool:
+    try:
+        state = read_json(folder / _STATE, "checkpoint state")
+    except UserError:  # damaged
+        return False
+    return isinstance(state, dict) and is_clean(state)

@@ -75,7 +75,9 @@ class NonFiniteGuard:
     def refusal(self, step: int, problem: str, checkpoints: object) -> NonFiniteError:
         """The error to stop with after the update number ``step`` was skipped."""
         if self.config.action == "rollback":
-            advice = f"rolled back {len(self.passed_over)} times already; lower optimizer.learning_rate in a new run"
+            times = f"rolled back {len(self.passed_over)} times already"
+            reason = "there is no checkpoint to go back to" if self.may_roll_back else times
+            advice = f"{reason}; lower optimizer.learning_rate in a new run"
         else:
             advice = (
                 "lower optimizer.learning_rate or set optimizer.gradient_clipping in a new run, or start again with "

@@ -18,6 +18,7 @@ from bitbert.files import require_free_space
 from .checkpoint import (
     Checkpoint,
     checkpoint_bytes,
+    is_clean,
     load_model_weights,
     newest_checkpoint,
     remove_unfinished,
@@ -125,7 +126,7 @@ class CheckpointKeeper:
         answer: dict[str, Any] = {}
         if self._topology.is_main:
             try:
-                self._found = newest_checkpoint(self.root, lambda state: state["non_finite"]["in_a_row"] == 0)
+                self._found = newest_checkpoint(self.root, is_clean)
                 answer = {"state": self._found and self._found.state}
             except UserError as error:
                 answer = {"error": str(error)}

@@ -13,6 +13,7 @@ from torch import nn
 from bitbert.distributed import Topology
 from bitbert.errors import UserError
 from bitbert.pretrain.checkpoint import (
+    is_clean,
     load_model_weights,
     newest_checkpoint,
     remove_unfinished,
@@ -48,11 +49,13 @@ def trained(seed: int, steps: int = 2) -> tuple[Tied, torch.optim.AdamW]:
     return model, optimizer
 
 
-def saved(root: Path, *steps: int, keep: int = 9, milestone_every: int = 0) -> tuple[Tied, torch.optim.AdamW]:
+def saved(
+    root: Path, *steps: int, keep: int = 9, milestone_every: int = 0, **state: object
+) -> tuple[Tied, torch.optim.AdamW]:
     model, optimizer = trained(0)
     for step in steps:
         tensors = TrainingTensors(model, optimizer, ALONE)
-        save_checkpoint(root, tensors, {"step": step}, keep=keep, milestone_every=milestone_every)
+        save_checkpoint(root, tensors, {"step": step, **state}, keep=keep, milestone_every=milestone_every)
     return model, optimizer
 
 
@@ -94,6 +97,18 @@ def test_a_copy_under_another_name_is_left_alone(tmp_path: Path) -> None:
 def test_milestones_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3, 4, 5, 6, keep=1, milestone_every=2)
     assert [folder.name[-1] for folder in list_checkpoints(tmp_path)] == ["2", "4", "6"]
+
+
+def test_the_newest_to_roll_back_to_is_kept(tmp_path: Path) -> None:
+    """However many saves end in skipped updates."""
+    saved(tmp_path, 1, 2, non_finite={"in_a_row": 0})
+    saved(tmp_path, 3, 4, 5, non_finite={"in_a_row": 9}, keep=1)
+    assert [folder.name[-1] for folder in list_checkpoints(tmp_path)] == ["2", "5"]
+    checkpoint = newest_checkpoint(tmp_path, is_clean)
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    saved(tmp_path, 6, non_finite={"in_a_row": 0}, keep=1)
+    assert [folder.name[-1] for folder in list_checkpoints(tmp_path)] == ["6"]
 
 
 def test_a_damaged_checkpoint_never_displaces_a_good_one(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_patience_counts_steps_in_a_row() -> None:
 
 def test_rollbacks_shift_the_data_and_are_limited() -> None:
     watched = guard(action="rollback", max_rollbacks=2)
+    assert "made; there is no checkpoint to go back to" in str(watched.refusal(2, "loss is nan", "checkpoints"))
     assert [watched.data_step(step) for step in (0, 9, 10, 11)] == [0, 9, 10, 11]
     watched.roll_back(failed=14, target=10)  # batches 10 ... 13 were trained on or skipped
     assert [watched.data_step(step) for step in (9, 10, 11)] == [9, 14, 15]
