@@ -24,6 +24,18 @@ Record = tuple[int, float, Mapping[str, float]]
 """A line of metrics.jsonl: step, seconds since 1970, values."""
 
 
+def forget_runs_of(original: Path, copy: Path) -> None:
+    """Give the copy of a run folder MLflow runs of its own, as long as the original is still there to log to them.
+
+    A folder that was moved has no original left, and goes on in its runs.
+    """
+    path, others = copy / RUNS_FILE, original / RUNS_FILE
+    if path.exists() and others.exists() and not path.samefile(others):
+        theirs = read_json(others, "MLflow run ids")
+        known = read_json(path, "MLflow run ids")
+        write_json_atomically(path, {uri: run_id for uri, run_id in known.items() if theirs.get(uri) != run_id})
+
+
 class MlflowRun:
     """One MLflow run, made or found again by the id that the run folder keeps for each tracking URI.
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from bitbert.config import dump_config
 from bitbert.errors import UserError
+from bitbert.mlflow_mirror import forget_runs_of
 
 from .config import OptimizerSection, PretrainConfig
 from .head_config import TeacherHeadConfig
@@ -111,13 +112,17 @@ def newest_step(folder: Path) -> int:
 
 
 def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:
-    """Write the resolved config into the run folder.
+    """Write the resolved config into the run folder; where that is a copy of another, they are two runs for MLflow.
 
     Raises:
         UserError: the folder holds a run with another config.
     """
     refuse_other_run(config)
-    dump_config(config, Path(config.output) / CONFIG_FILE)
+    folder = Path(config.output)
+    if (folder / CONFIG_FILE).exists():
+        recorded = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        forget_runs_of(Path(recorded["output"]), folder)
+    dump_config(config, folder / CONFIG_FILE)
 
 
 def _with_defaults(recorded: dict[str, Any], kind: type[PretrainConfig | TeacherHeadConfig]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Stopping by file, and the check of a config before its shards exist."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from safetensors.torch import load_file
 
 from bitbert.config import dump_config, load_config
 from bitbert.errors import UserError
+from bitbert.files import read_json, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.preempt import Preemption
-from bitbert.pretrain.run_folder import refuse_other_run
+from bitbert.pretrain.run_folder import claim_folder, refuse_other_run
 from tests.conftest import REPOSITORY, run_module
 from tests.pretrain import runs
 from tests.pretrain.settings import tiny_overrides
@@ -75,6 +77,24 @@ def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     refuse_other_run(config)
     with pytest.raises(UserError, match="only a warmup-stable-decay run can end at another"):
         refuse_other_run(config.model_copy(update={"steps": 12}))
+
+
+def test_a_copied_folder_is_an_mlflow_run_of_its_own_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    def claim(name: str) -> dict[str, str]:
+        """The run ids that the folder's run then goes on in."""
+        claim_folder(load_config(PretrainConfig, REPOSITORY / "configs/pretrain/smoke.yaml", [f"output={name}"]))
+        return read_json(Path(name) / "mlflow.json", "run ids")
+
+    run, copied, moved = (str(tmp_path / name) for name in ("run", "copied", "moved"))
+    ids = {"sqlite:///a.db": "1", "sqlite:///b.db": "2"}
+    write_json_atomically(Path(run) / "mlflow.json", ids)
+    assert claim(run) == claim(f"{tmp_path}/./run") == ids
+    shutil.copytree(run, copied)
+    write_json_atomically(Path(run) / "mlflow.json", ids | {"sqlite:///b.db": "3"})
+    assert claim(copied) == {"sqlite:///b.db": "2"}
+    assert claim(run) == ids | {"sqlite:///b.db": "3"}
+    shutil.move(run, moved)
+    assert claim(moved) == ids | {"sqlite:///b.db": "3"}
 
 
 def check(config: str, *arguments: object) -> tuple[int, str, str]:
