@@ -105,7 +105,7 @@ class SaveFailures:
         """Remember how a save went; returns what to log.
 
         Raises:
-            UserError: the last checkpoint of a run, or ``patience`` in a row.
+            UserError: the last checkpoint of a process, or ``patience`` in a row.
         """
         if problem is None:
             self.in_a_row = 0

@@ -196,6 +196,7 @@ class Trainer:
 
         Raises:
             PreemptedError: some rank was signalled; the checkpoint of the updates done so far is written.
+            UserError: it could not be written.
         """
         local = [
             float(sum(len(batch.labels) for batch in batches)),
@@ -205,9 +206,11 @@ class Trainer:
         masked, tokens, requested = self.engine.sum_over_ranks(local)
         self.watchdog.beat(self.step)
         if requested:
-            if self.step:
-                self._save()
-            self.preemption.acknowledge()
+            try:
+                if self.step:
+                    self._save(must_succeed=True)
+            finally:  # also where the disk is full: the next start goes on
+                self.preemption.acknowledge()
             raise PreemptedError(f"stopped as asked after step {self.step}; start the same command again to go on")
         return GlobalCounts(masked, tokens, rows=float(num_rows))
 

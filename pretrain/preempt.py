@@ -34,7 +34,7 @@ class Preemption:
         return self._signalled or (self._stop_file is not None and self._stop_file.exists())
 
     def acknowledge(self) -> None:
-        """Remove the stop file, so that the next start goes on; call it when the checkpoint is written."""
+        """Remove the stop file, so that the next start goes on; call it after the checkpoint."""
         if self._stop_file is not None:
             self._stop_file.unlink(missing_ok=True)
 

@@ -289,6 +289,24 @@ def test_a_disk_that_stays_full_stops_the_run_with_numbers(start: Start, referen
     assert_same(tmp_path / "run", reference)
 
 
+def test_asked_to_stop_on_a_full_disk_the_run_says_what_it_lost(start: Start, tmp_path: Path) -> None:
+    """No code that says all is well; and the request is spent, so that the next start trains."""
+
+    def stopped(rank: int) -> None:
+        from bitbert.pretrain.loop import Trainer
+
+        fill_disk(range(1, 99))(rank)
+        log_step = Trainer._log_step
+        stop = tmp_path / "run" / "STOP"
+        Trainer._log_step = lambda trainer, *given: (log_step(trainer, *given), trainer.step == 4 and stop.touch())
+
+    (child,) = start(tmp_path / "run", "checkpoint_every=0", prepare=stopped)
+    assert child.wait() == 2, child.text()
+    assert child.text().splitlines()[-1].startswith("error: the checkpoint of step 4 needs 1.")
+    assert "stopped as asked" not in child.text()
+    assert not (tmp_path / "run" / "STOP").exists()
+
+
 def test_no_room_for_a_checkpoint_is_said_before_training(start: Start, tmp_path: Path) -> None:
     (child,) = start(tmp_path / "run", prepare=fill_disk(range(99)))
     assert child.wait() == 2
