@@ -81,6 +81,7 @@ class CheckpointKeeper:
         step: int,
         *,
         evaluation: dict[str, float],
+        evaluated_at: int | None,
         guard: NonFiniteGuard,
         must_succeed: bool = False,
         again: bool = False,
@@ -99,6 +100,7 @@ class CheckpointKeeper:
             "world_size": self._topology.world_size,
             "zero_stage": self._run.config.zero_stage,
             "evaluation": evaluation,
+            "evaluated_at": evaluated_at,
             "non_finite": guard.state(),
         }
         config = self._run.config
@@ -136,7 +138,15 @@ class CheckpointKeeper:
         restore_weights(self._found, tensors)
         restore_moments(self._found, tensors)
         guard.roll_back(step, state["step"])
-        self.save(tensors, state["step"], evaluation=state["evaluation"], guard=guard, must_succeed=True, again=True)
+        self.save(
+            tensors,
+            state["step"],
+            evaluation=state["evaluation"],
+            evaluated_at=state.get("evaluated_at"),
+            guard=guard,
+            must_succeed=True,
+            again=True,
+        )
         return state
 
     def final_weights(self) -> dict[str, torch.Tensor]:

@@ -80,6 +80,7 @@ class Trainer:
         state = self.keeper.resume(student)
         self.step: int = state["step"] if state else 0
         self.evaluation: dict[str, float] = state["evaluation"] if state else {}
+        self.evaluated_at: int | None = state.get("evaluated_at") if state else None
         self.guard = NonFiniteGuard(self.config.non_finite, **(state["non_finite"] if state else {}))
         self.resumed_at = self.step or None
         self.student = share_student(student, topology, device)
@@ -122,6 +123,8 @@ class Trainer:
                         elif self._replicas_due():
                             self._check_replicas()
                     if self.step == self.config.steps:
+                        if self.evaluated_at != self.step:  # cut to end at the step that it stood at
+                            self.evaluation = self._evaluate()
                         break
                     self.throughput.resume()
                     self._train_step()
@@ -229,7 +232,7 @@ class Trainer:
             state = self.keeper.roll_back(self.engine.tensors, failed, self.guard)
         if state is None:
             raise self.guard.refusal(failed, problem, self.keeper.root)
-        self.step, self.evaluation = state["step"], state["evaluation"]
+        self.step, self.evaluation, self.evaluated_at = state["step"], state["evaluation"], state.get("evaluated_at")
         self.resumed_at = self.step
         self.run.curriculum.restore(self.student, self.step)
         self.tracker.rewind(self.step)
@@ -262,6 +265,7 @@ class Trainer:
             num_rows=self.config.eval_rows,
             batch_size=phase.micro_batch_size,
         )
+        self.evaluated_at = self.step
         self.watchdog.beat(self.step)
         self.tracker.log(self.step, metrics)
         self._say(
@@ -273,7 +277,12 @@ class Trainer:
     def _save(self, *, must_succeed: bool = False) -> None:
         self._check_replicas()
         self.keeper.save(
-            self.engine.tensors, self.step, evaluation=self.evaluation, guard=self.guard, must_succeed=must_succeed
+            self.engine.tensors,
+            self.step,
+            evaluation=self.evaluation,
+            evaluated_at=self.evaluated_at,
+            guard=self.guard,
+            must_succeed=must_succeed,
         )
         self.watchdog.beat(self.step)
 

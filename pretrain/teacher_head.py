@@ -24,7 +24,13 @@ from bitbert.model.precision import products_in
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 from bitbert.tracking import RunStatus, Tracker, check_mlflow_uri, flatten
 
-from .checkpoint import load_model_weights, newest_checkpoint, remove_unfinished, restore_moments, save_checkpoint
+from .checkpoint import (
+    load_model_weights,
+    newest_checkpoint,
+    remove_unfinished,
+    restore_moments,
+    save_checkpoint,
+)
 from .config import LossSection
 from .data import Batch, BatchMaker
 from .evaluate import EVALUATION_EPOCH
@@ -98,6 +104,7 @@ class _Training:
         self.optimizer = build_optimizer(self.head, config.optimizer)
         self.tensors = TrainingTensors(self.head, self.optimizer, _ONE_PROCESS)
         self.step, self.evaluation = 0, dict[str, float]()
+        self.evaluated_at: int | None = None
         self.saved_step: int | None = None
         self._resume()
 
@@ -118,12 +125,12 @@ class _Training:
                 while True:
                     if self.step != self.saved_step:
                         if self._due(config.eval_every):
-                            self.evaluation = self._evaluate()
-                            tracker.log(self.step, self.evaluation)
-                            self._say(self.evaluation)
+                            self._evaluate(tracker)
                         if self.step and self._due(config.checkpoint_every):
                             self._save()
                     if self.step == config.steps:
+                        if self.evaluated_at != self.step:  # cut to end at the step that it stood at
+                            self._evaluate(tracker)
                         break
                     self._stop_if_asked()
                     rate, loss = self._train_step()
@@ -165,8 +172,13 @@ class _Training:
             logits: Tensor = self.head(states, self.table)
         return logits.float()
 
+    def _evaluate(self, tracker: Tracker) -> None:
+        self.evaluation, self.evaluated_at = self._heldout_metrics(), self.step
+        tracker.log(self.step, self.evaluation)
+        self._say(self.evaluation)
+
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, float]:
+    def _heldout_metrics(self) -> dict[str, float]:
         """Loss and accuracy at the masked positions of the held-out rows; the masks never change."""
         rows = self.heldout.sample_rows(EVALUATION_EPOCH, min(self.config.eval_rows, len(self.heldout.reader)))
         loss = right = masked = 0.0
@@ -189,11 +201,16 @@ class _Training:
         load_model_weights(found.model_file, self.head)
         restore_moments(found, self.tensors)
         self.step = self.saved_step = found.step
-        self.evaluation = found.state["evaluation"]
+        self.evaluation, self.evaluated_at = found.state["evaluation"], found.state.get("evaluated_at")
         log(f"resumed from {found.folder.name}")
 
     def _save(self) -> None:
-        state = {"step": self.step, "data": self._data(), "evaluation": self.evaluation}
+        state = {
+            "step": self.step,
+            "data": self._data(),
+            "evaluation": self.evaluation,
+            "evaluated_at": self.evaluated_at,
+        }
         save_checkpoint(self.folder / CHECKPOINTS, self.tensors, state, keep=self.config.keep_checkpoints)
         self.saved_step = self.step
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from bitbert.config import dump_config, load_config
 from bitbert.errors import UserError
-from bitbert.files import read_json, write_json_atomically
+from bitbert.files import read_json, sha256_file, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.manifest import write_manifest
 from bitbert.pretrain.preempt import Preemption
 from bitbert.pretrain.run_folder import claim_folder, refuse_other_run
 from tests.conftest import REPOSITORY, run_module
@@ -53,6 +54,14 @@ def test_a_config_recorded_before_a_key_existed_is_the_same_run(tmp_path: Path) 
 WSD = ("optimizer.schedule=warmup-stable-decay", "optimizer.decay_steps=2", "eval_every=0", "keep_checkpoints=9")
 
 
+def forget_in_state(checkpoint: Path, key: str) -> None:
+    state = read_json(checkpoint / "state.json", "state")
+    del state[key]
+    write_json_atomically(checkpoint / "state.json", state)
+    files = ("model.safetensors", "optimizer.safetensors", "state.json")
+    write_manifest(checkpoint, {name: sha256_file(checkpoint / name) for name in files})
+
+
 def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     tiny_shards: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -60,12 +69,19 @@ def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     long = tmp_path / "long"
     runs.run_here(long, *settings, "steps=8")
     copied = runs.as_killed_after(3, long, tmp_path / "copied")
+    forget_in_state(copied / "checkpoints" / "step-00000003", "evaluated_at")  # as before there was such a key
     ending = ("steps=6", "optimizer.decay_steps=3")
     runs.run_here(copied, *settings, *ending)
     runs.run_here(tmp_path / "short", *settings, *ending)
     found, expected = (load_file(folder / "final" / "model.safetensors") for folder in (copied, tmp_path / "short"))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     assert load_config(PretrainConfig, copied / "config.yaml", []).steps == 6
+
+    cut = runs.as_killed_after(3, long, tmp_path / "cut")
+    lines = runs.run_here(cut, *settings, "steps=3", "optimizer.decay_steps=1")
+    assert [line["step"] for line in lines if "eval/mlm_loss" in line] == [0, 3]
+    record = read_json(cut / "final" / "training.json", "record")
+    assert record["final_metrics"].items() <= lines[-1].items()  # of the weights that it ends with
 
     for steps in (9, 7):  # its decay began at 6; fewer steps than were taken
         with pytest.raises(UserError, match=f"taken 8 of steps=8, and with steps={steps} and"):

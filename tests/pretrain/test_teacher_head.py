@@ -107,6 +107,20 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(
         train_teacher_head(config(tmp_path / "run", tiny_shards, bare_teacher, steps=13))
 
 
+def test_ended_at_the_step_it_stood_at_it_is_evaluated_there(
+    trained: Path, bare_teacher: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    """Its checkpoint, not of an evaluation's step, holds the evaluation of step 6."""
+    shutil.copytree(
+        trained.parent / "checkpoints" / "step-00000008", tmp_path / "run" / "checkpoints" / "step-00000008"
+    )
+    final = train_teacher_head(config(tmp_path / "run", tiny_shards, bare_teacher, steps=8))
+    (line,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert line["step"] == 8
+    record = json.loads((final / "training.json").read_text())
+    assert record["final_metrics"].items() <= line.items()
+
+
 def test_the_door(trained: Path) -> None:
     """A finished run is found finished, by its own record of the config."""
     result = CliRunner().invoke(app, ["teacher-head", str(trained.parent / "config.yaml")])
