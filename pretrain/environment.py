@@ -42,8 +42,19 @@ def describe_environment(topology: Topology) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         },
-        "packages": dict(sorted((each.metadata["Name"], each.version) for each in distributions())),
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Versions by name; what an interrupted removal left of a package is none."""
+    found = {}
+    for each in distributions():
+        try:
+            found[each.metadata["Name"]] = each.version
+        except Exception:  # its type, or a name of None, depends on the version of Python
+            continue
+    return {name: found[name] for name in sorted(filter(None, found))}
 
 
 def _git(*arguments: str) -> str | None:

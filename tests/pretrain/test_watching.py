@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from bitbert.distributed import Topology
 from bitbert.errors import UserError
 from bitbert.files import read_json
 from bitbert.pretrain import __main__ as door
 from bitbert.pretrain import loop
+from bitbert.pretrain.environment import describe_environment
 from bitbert.pretrain.report import write_report
 from bitbert.pretrain.sync import sync_run
 from bitbert.tracking import read_metrics, read_status
@@ -40,6 +42,14 @@ def finished(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("watched") / "run"
     run_here(folder, *overrides)
     return folder
+
+
+def test_what_is_left_of_a_package_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_removed-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = describe_environment(Topology(0, 1, 0, "127.0.0.1", 0))["packages"]
+    assert packages["torch"]
+    assert not any(name is None or "half" in name for name in packages)
 
 
 def test_metrics(finished: Path) -> None:
