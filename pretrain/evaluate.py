@@ -20,7 +20,8 @@ def evaluate(
 
     Returns:
         ``eval/mlm_loss`` and ``eval/mlm_accuracy`` over masked tokens, ``eval/nsp_loss`` and ``eval/nsp_accuracy``
-        over rows, ``eval/hidden_error``: ||h_s - h_t|| / ||h_t|| of the last layer over text tokens.
+        over rows, where these have the label; ``eval/hidden_error``: ||h_s - h_t|| / ||h_t|| of the last layer over
+        text tokens.
     """
     rows = batches.sample_rows(EVALUATION_EPOCH, min(num_rows, len(batches.reader)))
     rank, world_size = engine.topology.rank, engine.topology.world_size
@@ -52,10 +53,10 @@ def evaluate(
         ).to(sums)
     model.train()
     mlm_loss, mlm_right, masked, nsp_loss, nsp_right, num_pairs, error, norm = engine.sum_over_ranks(list(sums))
+    nsp = {"eval/nsp_loss": nsp_loss / num_pairs, "eval/nsp_accuracy": nsp_right / num_pairs}
     return {
         "eval/mlm_loss": mlm_loss / masked,
         "eval/mlm_accuracy": mlm_right / masked,
-        "eval/nsp_loss": nsp_loss / num_pairs,
-        "eval/nsp_accuracy": nsp_right / num_pairs,
+        **(nsp if batches.reader.manifest["nsp"] else {}),
         "eval/hidden_error": (error / norm) ** 0.5,
     }

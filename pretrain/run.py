@@ -69,6 +69,11 @@ def check_run(config: PretrainConfig) -> Run:
     for phase in phases:
         refuse_long_rows(phase.train, teacher)
         refuse_long_rows(phase.heldout, teacher)
+        if config.loss.nsp and not phase.train.reader.manifest["nsp"]:
+            raise UserError(
+                f"shards {str(phase.train.reader.folder)!r} have no next-sentence labels (objective: mlm), and "
+                f"loss.nsp is {config.loss.nsp:g}; set loss.nsp=0, or build them with objective: mlm_nsp"
+            )
     return Run(config, tokenizer, phases, teacher, student, Curriculum(config.curriculum, student))
 
 

@@ -1,5 +1,6 @@
 """Phases: the samples, batch sizes and shards of every step, and resume within a phase and at its border."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.write_shards import build_shards
 from bitbert.distributed import Topology
 from bitbert.errors import UserError
+from bitbert.files import read_json, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.phases import phase_at
 from bitbert.pretrain.run import check_run
@@ -97,6 +99,19 @@ def test_rows_longer_than_the_teacher_are_refused_in_any_phase(
         ]
         with pytest.raises(UserError, match=f"/{part}' have rows of 64 tokens, the teacher has 48 positions"):
             check_run(load_config(PretrainConfig, SMOKE, changes))
+
+
+def test_the_next_sentence_loss_needs_its_labels_in_every_phase(
+    overrides: list[str], tiny_shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_shards / "train", tmp_path / "train")
+    manifest = read_json(tmp_path / "train" / "manifest.json", "manifest")
+    write_json_atomically(tmp_path / "train" / "manifest.json", manifest | {"nsp": False})
+    phases = f"phases=[{{steps: 3}}, {{steps: 3, train: {tmp_path}/train}}]"
+    changes = [*overrides, f"output={tmp_path}/run", phases]
+    with pytest.raises(UserError, match=r"train' have no next-sentence labels .*loss\.nsp is 1; set loss\.nsp=0"):
+        check_run(load_config(PretrainConfig, SMOKE, changes))
+    assert check_run(load_config(PretrainConfig, SMOKE, [*changes, "loss.nsp=0"])).max_length == 32
 
 
 def test_missing_shards_of_a_later_phase_are_found_before_the_start(overrides: list[str], tmp_path: Path) -> None:

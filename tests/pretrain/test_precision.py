@@ -76,6 +76,12 @@ def test_heldout_losses_are_summed_in_float32(tiny_shards: Path) -> None:
     )
     batches = BatchMaker(ShardReader(tiny_shards / "heldout"), mask_probability=0.15, seed=42)
     states = SimpleNamespace(hidden_states=[torch.ones(1)])
-    metrics = evaluate(engine, Uniform(), lambda batch: states, batches, num_rows=24, batch_size=8)
+
+    def measure() -> dict[str, float]:
+        return evaluate(engine, Uniform(), lambda batch: states, batches, num_rows=24, batch_size=8)
+
+    metrics = measure()
     assert metrics["eval/mlm_loss"].item() == pytest.approx(torch.tensor(200.0).log().item(), rel=1e-6)
     assert metrics["eval/nsp_loss"].item() == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-6)
+    batches.reader.manifest["nsp"] = False  # no labels: nothing to score
+    assert set(metrics) - set(measure()) == {"eval/nsp_loss", "eval/nsp_accuracy"}
