@@ -6,8 +6,10 @@ from bitbert.distributed import Topology, detect_topology
 from bitbert.model import BitBertForPreTraining
 
 from .config import PretrainConfig
+from .optim import build_optimizer
 from .phases import Phase
 from .run import check_run
+from .run_folder import refuse_other_run
 from .scaling import CLUSTERS
 from .scaling_table import Workload, memory_table, speed_table, whole_values
 
@@ -18,11 +20,13 @@ def describe_run(config: PretrainConfig) -> str:
     Raises:
         UserError: whatever would stop the run before its first step.
     """
+    refuse_other_run(config)
     topology = detect_topology()
     for section in config.resolved_phases():
         section.accumulation_steps(topology.world_size)
     run = check_run(config)
     student = BitBertForPreTraining(run.student_config)
+    build_optimizer(student, config.optimizer)  # for what it refuses
     sizes = [parameter.numel() for parameter in student.parameters()]
     trained = sum(sizes)
     frozen = sum(parameter.numel() for parameter in run.teacher.parameters())

@@ -13,12 +13,13 @@ from bitbert.config import dump_config, load_config
 from bitbert.errors import UserError
 from bitbert.files import read_json, sha256_file, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
+from bitbert.pretrain.dry_run import describe_run
 from bitbert.pretrain.manifest import write_manifest
 from bitbert.pretrain.preempt import Preemption
 from bitbert.pretrain.run_folder import claim_folder, refuse_other_run
 from tests.conftest import REPOSITORY, run_module
 from tests.pretrain import runs
-from tests.pretrain.settings import tiny_overrides
+from tests.pretrain.settings import SMOKE, tiny_overrides
 
 
 def test_a_stop_file_asks_until_it_is_acknowledged(tmp_path: Path) -> None:
@@ -93,6 +94,22 @@ def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     refuse_other_run(config)
     with pytest.raises(UserError, match="only a warmup-stable-decay run can end at another"):
         refuse_other_run(config.model_copy(update={"steps": 12}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["seed=7"], "holds a run with seed=42, this config says 7"),
+        (["output=runs/none", "model.method=bibert", "optimizer.step_size_rate=2"], "this model trains no step sizes"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, changes: list[str], message: str
+) -> None:
+    settings = [*tiny_overrides(tiny_shards, tiny_teacher), f"output={tmp_path}/run"]
+    dump_config(load_config(PretrainConfig, SMOKE, settings), tmp_path / "run" / "config.yaml")
+    with pytest.raises(UserError, match=message):
+        describe_run(load_config(PretrainConfig, SMOKE, [*settings, *changes]))
 
 
 def test_a_copied_folder_is_an_mlflow_run_of_its_own_and_a_moved_one_is_not(tmp_path: Path) -> None:
