@@ -207,7 +207,7 @@ class PretrainConfig(FrozenConfig):
     checkpoint_every: CheckpointEvery = 1000
     keep_checkpoints: Positive = 2
     milestone_every: Annotated[
-        int, Field(ge=0, description="checkpoints at multiples of it are kept for ever; 0 = none")
+        int, Field(ge=0, description="checkpoints are also written at multiples of it, and kept for ever; 0 = none")
     ] = 0
     failed_saves: Annotated[
         int,

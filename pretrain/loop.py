@@ -118,7 +118,7 @@ class Trainer:
                     if self.step != self.resumed_at:  # a checkpoint is written after its step's evaluation
                         if self._due(self.config.eval_every):
                             self.evaluation = self._evaluate()
-                        if self.step and self._due(self.config.checkpoint_every):
+                        if self.step and self._due(self.config.checkpoint_every, self.config.milestone_every):
                             self._save(must_succeed=self.step == self.config.steps)
                         elif self._replicas_due():
                             self._check_replicas()
@@ -295,9 +295,9 @@ class Trainer:
         every = self.config.check_replicas_every
         return self.step > 0 and every > 0 and self.step % every == 0
 
-    def _due(self, every: int) -> bool:
+    def _due(self, *intervals: int) -> bool:
         """Whether something done every so many steps is due; the first and the last step always are."""
-        return self.step in (0, self.config.steps) or (every > 0 and self.step % every == 0)
+        return self.step in (0, self.config.steps) or any(each > 0 and self.step % each == 0 for each in intervals)
 
     def _say(self, message: str) -> None:
         if self.topology.is_main:

@@ -16,7 +16,7 @@ from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.dry_run import describe_run
 from bitbert.pretrain.manifest import write_manifest
 from bitbert.pretrain.preempt import Preemption
-from bitbert.pretrain.run_folder import claim_folder, refuse_other_run
+from bitbert.pretrain.run_folder import claim_folder, list_checkpoints, refuse_other_run, step_of
 from tests.conftest import REPOSITORY, run_module
 from tests.pretrain import runs
 from tests.pretrain.settings import SMOKE, tiny_overrides
@@ -68,7 +68,8 @@ def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
 ) -> None:
     settings = (*tiny_overrides(tiny_shards, tiny_teacher), *WSD)
     long = tmp_path / "long"
-    runs.run_here(long, *settings, "steps=8")
+    runs.run_here(long, *settings, "steps=8", "milestone_every=5")
+    assert [step_of(folder) for folder in list_checkpoints(long / "checkpoints")] == [3, 5, 6, 8]
     copied = runs.as_killed_after(3, long, tmp_path / "copied")
     forget_in_state(copied / "checkpoints" / "step-00000003", "evaluated_at")  # as before there was such a key
     ending = ("steps=6", "optimizer.decay_steps=3")
