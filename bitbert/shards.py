@@ -208,7 +208,7 @@ class ShardReader:
             except UserError as error:
                 if bad_shards == "fail":
                     raise UserError(
-                        f"{error}; or set bad_shards=skip to go on without its {entry['rows']} rows"
+                        f"{error}; or leave its {entry['rows']} rows out of a new run, by data.bad_shards=skip"
                     ) from error
                 self.skipped.append(str(error))
         if not self._record_batches:

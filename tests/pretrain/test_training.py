@@ -286,7 +286,7 @@ def test_a_bad_shard_stops_the_run_or_is_left_out(settings: list[str], tiny_shar
     whole = check_run(load_config(PretrainConfig, SMOKE, overrides)).train.reader
     damaged = tmp_path / "shards" / "train" / whole.files[1]["name"]
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"shard-00001\.arrow.*bad_shards=skip"):
+    with pytest.raises(UserError, match=r"shard-00001\.arrow.* by data\.bad_shards=skip"):
         check_run(load_config(PretrainConfig, SMOKE, overrides))
     run = check_run(load_config(PretrainConfig, SMOKE, [*overrides, "data.bad_shards=skip"]))
     assert len(run.train.reader) == len(whole) - whole.files[1]["rows"]
