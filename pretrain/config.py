@@ -76,6 +76,12 @@ class LossSection(FrozenConfig):
         """The projections whose relations have a weight."""
         return tuple(kind for kind in RELATIONS if getattr(self, f"{kind}_relation"))
 
+    @model_validator(mode="after")
+    def _has_a_term(self) -> Self:
+        if not any((self.mlm, self.nsp, self.hidden, self.nsp_distillation, self.mlm_distillation, self.relations)):
+            raise ValueError("all weights are 0, so there is nothing to train; give a term one, e.g. mlm: 1")
+        return self
+
 
 class OptimizerSection(FrozenConfig):
     """AdamW or LAMB, and the learning rate over the steps (pretrain/schedule.py has the formulas)."""

@@ -173,7 +173,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 )
 def test_a_bad_shard_is_named_or_skipped(folder: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(folder / "shard-00001.arrow")
-    advice = "build the shards again or copy the file anew; or leave its 1500 rows out of a new run, by data.bad_shards="
+    advice = "build the shards again or copy the file anew; or leave its 1500 rows out of a new run, by data.bad"
     with pytest.raises(UserError, match=rf"shard-00001\.arrow.* {message}; {advice}"):
         ShardReader(folder)
     reader, rows = ShardReader(folder, bad_shards="skip"), make_rows(4000)
