@@ -92,9 +92,13 @@ def _table(text: str, path: Path) -> _Records:
     """Rows of a .csv, whose cells may be quoted, or of a .tsv, where a quotation mark is a character, as in GLUE."""
     csv.field_size_limit(sys.maxsize)  # a field may be a whole document
     is_csv = path.suffix == ".csv"
-    delimiter, quoting = "," if is_csv else "\t", csv.QUOTE_MINIMAL if is_csv else csv.QUOTE_NONE
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter="," if is_csv else "\t",
+        quoting=csv.QUOTE_MINIMAL if is_csv else csv.QUOTE_NONE,
+        strict=True,
+    )
     advice = "commas separate columns: quote texts with one" if is_csv else "take tabs out of texts"
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     records: _Records = []
     try:
         for record in reader:
