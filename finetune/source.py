@@ -194,7 +194,8 @@ def _open_full_precision(name: str, path: str, method: str | None) -> Source:
 
 
 def _encoder_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """The encoder's tensors under the prefix that task models use; heads are left behind."""
+    """The encoder's tensors under the prefix that task models use, in float32; heads are left behind."""
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     if any(name.startswith("bitbert.") for name in tensors):
         return {name: tensor for name, tensor in tensors.items() if name.startswith("bitbert.")}
     return {f"bitbert.{name}": tensor for name, tensor in tensors.items()}
