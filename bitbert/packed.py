@@ -119,7 +119,8 @@ def pack_bits(negative: np.ndarray) -> np.ndarray:
     """Pack the last axis: bool (..., n), True = negative -> uint8 (..., row_bytes(n))."""
     packed = np.packbits(negative, axis=-1, bitorder="little")
     missing = row_bytes(negative.shape[-1]) - packed.shape[-1]
-    return np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)])
+    padded = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)])
+    return np.ascontiguousarray(padded)  # of transposed bits numpy keeps the order
 
 
 def unpack_bits(packed: np.ndarray, num_bits: int) -> np.ndarray:

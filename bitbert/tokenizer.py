@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitbert.errors import UserError
+from bitbert.files import read_json
 from bitbert.resources import resolve
 from bitbert.tokenizer_reference import REFERENCE_FILE, read_reference
 
@@ -25,7 +26,7 @@ class Tokenizer(ABC):
 
     Attributes:
         kind: ``"wordpiece"`` or ``"sentencepiece"``.
-        vocab_size: number of ids, special tokens included.
+        vocab_size: one more than the highest id, special tokens included.
         fingerprint: hex SHA-256 over everything that decides which ids a text gets.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
     """
@@ -102,7 +103,10 @@ def join_segments(a: list[int], b: list[int] | None, cls_id: int, sep_id: int) -
 
 
 class WordPieceTokenizer(Tokenizer):
-    """WordPiece through `tokenizers`, from a ``tokenizer.json`` or a ``vocab.txt`` (uncased BERT rules)."""
+    """WordPiece through `tokenizers`, from a ``tokenizer.json``, or from a ``vocab.txt``, whose rules are BERT's.
+
+    Those are uncased unless a ``tokenizer_config.json`` beside the ``vocab.txt`` has another ``do_lower_case``.
+    """
 
     kind = "wordpiece"
 
@@ -115,10 +119,11 @@ class WordPieceTokenizer(Tokenizer):
             except Exception as error:  # the Rust binding raises bare Exception
                 raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from error
         else:
-            self._backend = wordpiece_backend(_read_vocabulary(path), lowercase=True)
+            self._backend = wordpiece_backend(_read_vocabulary(path), **_read_case_rules(path.parent))
         self._backend.no_padding()
         self._backend.no_truncation()
-        self.vocab_size = self._backend.get_vocab_size()
+        # Not the number of tokens: a vocab.txt with a token twice has fewer than ids.
+        self.vocab_size = max(self._backend.get_vocab().values(), default=-1) + 1
         self.fingerprint = _wordpiece_fingerprint(self._backend.to_str())
         self._find_special_tokens(str(path))
 
@@ -244,13 +249,16 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def wordpiece_backend(vocab: dict[str, int], *, lowercase: bool) -> Any:
-    """A `tokenizers` object with BERT's rules for ``vocab`` (token -> id)."""
+def wordpiece_backend(vocab: dict[str, int], *, lowercase: bool, strip_accents: bool | None = None) -> Any:
+    """A `tokenizers` object with BERT's rules for ``vocab`` (token -> id).
+
+    ``strip_accents`` None takes accents off where ``lowercase`` is true, as BERT does.
+    """
     from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
     backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.add_special_tokens(
@@ -268,6 +276,19 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     if tokens and not tokens[-1]:
         tokens.pop()
     return {token.rstrip("\r"): index for index, token in enumerate(tokens)}
+
+
+def _read_case_rules(folder: Path) -> dict[str, Any]:
+    """``lowercase`` and ``strip_accents`` of :func:`wordpiece_backend`; BERT's where ``folder`` does not say them."""
+    path = folder / "tokenizer_config.json"
+    found = read_json(path, "tokenizer config") if path.is_file() else {}
+    lowercase, strip_accents = found.get("do_lower_case", True), found.get("strip_accents")
+    if not isinstance(lowercase, bool) or not isinstance(strip_accents, bool | None):
+        raise UserError(
+            f"{str(path)!r} has do_lower_case {lowercase!r} and strip_accents {strip_accents!r}, wanted true or false; "
+            "repair the file"
+        )
+    return {"lowercase": lowercase, "strip_accents": strip_accents}
 
 
 def _wordpiece_fingerprint(serialized: str) -> str:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .units import Unit
 
 TOO_LONG, INVALID_UTF8, INVALID_ROW, DAMAGED_FILE = "too_long", "invalid_utf8", "invalid_row", "damaged_file"
 _LARGEST_JSON_BYTES = 512 << 20
+_LINES_THAT_TELL_THE_KIND = 16
 _ROWS_PER_PARQUET_BATCH = 64
 # JSON may spell one character as \uXXXX: six bytes.
 _BYTES_PER_CHAR = 6
@@ -70,17 +72,19 @@ class UnitReader:
             self._refuse(INVALID_UTF8, self._at(where, message))
             return None
 
-    def parse(self, content: bytes, where: str) -> Any:
+    def parse(self, content: bytes, where: str, wanted: str = "one object a line") -> Any:
         """The JSON value, or None where it is not JSON and the policy is to skip."""
         text = self.decode(content, where)
         if text is None:
             return None
         try:
-            return json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            self._refuse(INVALID_ROW, self._at(where, f"not JSON ({reason}); one object a line is wanted"))
-            return None
+            return json.loads(text.removeprefix("\ufeff"))  # the byte order mark with which some editors begin a file
+        except RecursionError:
+            reason = "nested too deeply"
+        except ValueError as error:  # not JSON, or an integer of more digits than Python reads
+            reason = getattr(error, "msg", "") or str(error).partition(":")[0]
+        self.refuse_row(where, f"not JSON ({reason}); {wanted} is wanted")
+        return None
 
     def text_of(self, row: Any, where: str) -> str | None:
         """The text field of a row, or None where it has none and the policy is to skip."""
@@ -89,8 +93,12 @@ class UnitReader:
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
         wanted = self.source.text_field
         message = f"no text in field {wanted!r}; found {found}; set text_field to the field that holds the text"
-        self._refuse(INVALID_ROW, self._at(where, message))
+        self.refuse_row(where, message)
         return None
+
+    def refuse_row(self, where: str, message: str) -> None:
+        """Stop the build with ``message``, or count the row as invalid."""
+        self._refuse(INVALID_ROW, self._at(where, message))
 
     def _at(self, where: str, message: str) -> str:
         return f"corpus {self.unit.origin!r}, {where}: {message}, or set bad_input=skip to leave such rows out"
@@ -154,34 +162,76 @@ def _finish_block(reader: UnitReader, block: list[bytes], size: int, where: str)
 
 
 def _read_json(reader: UnitReader) -> Iterator[str]:
-    """One JSON document: a list of objects, or an object whose values are objects."""
-    with open_stream(Path(reader.unit.origin)) as stream:
+    """One JSON document: a list of objects, or an object whose values are objects. Or else JSON lines, or one row."""
+    path, wanted = Path(reader.unit.origin), "a list of objects, or one object a line,"
+    if _holds_json_lines(path, reader.line_limit_bytes):
+        yield from _read_jsonl(reader)
+        return
+    with open_stream(path) as stream:
         content = stream.read(_LARGEST_JSON_BYTES + 1)
     if len(content) > _LARGEST_JSON_BYTES:
         raise UserError(
             f"corpus file {reader.unit.origin!r} is one JSON document above {_LARGEST_JSON_BYTES >> 20} MiB, "
             "which must be held in memory whole; convert it to JSON lines (.jsonl)"
         )
-    rows = reader.parse(content, "the whole file")
+    rows = reader.parse(content, "the whole file", wanted)
     if isinstance(rows, dict):
-        rows = list(rows.values())
+        is_row = isinstance(rows.get(reader.source.text_field), str)
+        rows = [rows] if is_row else list(rows.values())
+    if rows is not None and not isinstance(rows, list):
+        reader.refuse_row("the whole file", f"holds {type(rows).__name__}; {wanted} is wanted")
+        return
     for number, row in enumerate(rows or [], start=1):
         if (text := reader.text_of(row, f"entry {number}")) is not None:
             yield text
 
 
+def _holds_json_lines(path: Path, limit_bytes: int) -> bool:
+    """Whether, among the first lines, one ends an object and the next begins one: no JSON document holds that.
+
+    Rows that are no JSON do not hide the kind of the file, and nothing but these lines is read.
+    """
+    with open_stream(path) as stream:
+        lines = (
+            b"too long" if line.content is None else line.content.strip() for line in read_lines(stream, limit_bytes)
+        )
+        first = islice(filter(None, lines), _LINES_THAT_TELL_THE_KIND)
+        return any(line.endswith(b"}") and following.startswith(b"{") for line, following in pairwise(first))
+
+
 def _read_parquet(reader: UnitReader) -> Iterator[str]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     unit, column = reader.unit, reader.source.text_field
     with pq.ParquetFile(unit.origin) as file:
-        if column not in file.schema_arrow.names:
-            known = ", ".join(file.schema_arrow.names)
-            raise UserError(f"corpus file {unit.origin!r} has no column {column!r}; columns: {known}; set text_field")
-        groups = range(unit.start, unit.stop or 0)
+        _check_text_column(unit, file.schema_arrow, column)
+        groups = range(unit.start, file.num_row_groups if unit.stop is None else unit.stop)
+        number = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
         for batch in file.iter_batches(batch_size=_ROWS_PER_PARQUET_BATCH, row_groups=groups, columns=[column]):
-            for text in batch.column(0).to_pylist():
-                yield text or ""
+            # As bytes: Arrow does not check that its strings are UTF-8, and one that is not concerns its row alone.
+            for content in batch.column(0).cast(pa.large_binary()).to_pylist():
+                number += 1
+                if (text := reader.decode(content or b"", f"row {number}")) is not None:
+                    yield text
+
+
+def _check_text_column(unit: Unit, schema: Any, column: str) -> None:
+    """``schema`` is pyarrow's.
+
+    Raises:
+        UserError: the file has no such column, or it holds no text.
+    """
+    import pyarrow as pa
+
+    if column not in schema.names:
+        known = ", ".join(schema.names)
+        raise UserError(f"corpus file {unit.origin!r} has no column {column!r}; columns: {known}; set text_field")
+    held = schema.types[schema.names.index(column)]
+    values = held.value_type if pa.types.is_dictionary(held) else held
+    if not any(is_text(values) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        texts = f"corpus file {unit.origin!r}: column {column!r} holds {held}, wanted strings"
+        raise UserError(f"{texts}; set text_field to the column that holds the text")
 
 
 def _read_hub(reader: UnitReader) -> Iterator[str]:

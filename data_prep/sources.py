@@ -6,23 +6,33 @@ from typing import Any
 
 from bitbert.errors import UserError
 
-from .config import SourceConfig
+from .config import Policy, SourceConfig
 from .units import RANGE_BYTES, Unit, file_units, source_files
 
 
-def list_units(sources: list[SourceConfig], *, range_bytes: int = RANGE_BYTES) -> list[Unit]:
+def list_units(
+    sources: list[SourceConfig],
+    *,
+    output: Path | None = None,
+    policy: Policy = "fail",
+    range_bytes: int = RANGE_BYTES,
+) -> list[Unit]:
     """All units of all sources, in the order of the config and of the file names.
 
+    Args:
+        output: folder to be built; what it holds is no corpus, where it lies below a source's folder.
+        policy: ``skip`` leaves a damaged file to its reader, which counts it.
+
     Raises:
-        UserError: a source has no file, a file is of an unknown kind, or a dataset cannot be opened.
+        UserError: a source has no file, a file is of an unknown kind or damaged, or a dataset cannot be opened.
     """
     units: list[Unit] = []
     for number, source in enumerate(sources):
         if source.dataset is not None:
             units.extend(_hub_units(number, source))
         else:
-            for path in source_files(source):
-                units.extend(file_units(number, path, range_bytes))
+            for path in source_files(source, output):
+                units.extend(file_units(number, path, range_bytes, policy))
     return units
 
 

@@ -61,10 +61,11 @@ COMPRESSED_SUFFIXES = tuple(_OPENERS)
 
 
 def damage_errors() -> tuple[type[Exception], ...]:
-    """What the decompressors raise on a truncated or damaged file."""
+    """What the decompressors and the parquet reader raise on a truncated or damaged file."""
+    import pyarrow as pa
     import zstandard
 
-    return (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, OSError)
+    return (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid, OSError)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from .sources import list_units
 from .wordpiece import learn_vocabulary
 
 _PAD, _UNK, _CLS, _SEP, _MASK = SPECIAL_TOKENS
+# SentencePiece leaves out sentences above 4192 bytes without a word.
+_MAX_SENTENCE_BYTES = 4000
 
 
 def train_tokenizer(config: TokenizerConfig, *, replace: bool = False) -> Tokenizer:
@@ -106,9 +108,17 @@ def _train_sentencepiece(config: TokenizerConfig, folder: Path) -> None:
 
 
 def _sample_sentences(config: TokenizerConfig) -> list[str]:
-    """``max_sentences`` of the corpus, each with the same probability (reservoir sampling), all if there are fewer."""
+    """``max_sentences`` of the corpus, each with the same probability (reservoir sampling), all if there are fewer.
+
+    Text without sentence ends counts in pieces of 4000 bytes.
+    """
     stream = random.Random(config.seed)
-    sentences = (sentence for text in _documents(config) for sentence in split_sentences(text, config.language))
+    sentences = (
+        piece
+        for text in _documents(config)
+        for sentence in split_sentences(text, config.language)
+        for piece in _trainable_pieces(sentence)
+    )
     sample = list(islice(sentences, config.max_sentences))
     for number, sentence in enumerate(sentences, start=len(sample) + 1):
         place = int(stream.random() * number)
@@ -121,8 +131,20 @@ def _sample_sentences(config: TokenizerConfig) -> list[str]:
     return sample
 
 
+def _trainable_pieces(sentence: str) -> Iterator[str]:
+    """A sentence, cut between characters into pieces that are not too long for the trainer."""
+    encoded = sentence.encode()
+    start = 0
+    while (end := start + _MAX_SENTENCE_BYTES) < len(encoded):
+        while encoded[end] & 0xC0 == 0x80:  # inside a character
+            end -= 1
+        yield encoded[start:end].decode()
+        start = end
+    yield encoded[start:].decode()
+
+
 def _documents(config: TokenizerConfig) -> Iterator[str]:
-    for unit in list_units(config.sources):
+    for unit in list_units(config.sources, output=Path(config.output), policy=config.bad_input):
         reader = UnitReader(unit, config.sources[unit.source], config.bad_input, config.clean.max_chars)
         for text in reader.documents():
             cleaned = clean_text(text, config.clean)

@@ -11,7 +11,7 @@ from typing import Any
 from bitbert.errors import UserError
 from bitbert.resources import is_package_resource, package_resource
 
-from .config import SourceConfig
+from .config import Policy, SourceConfig
 from .streams import COMPRESSED_SUFFIXES
 
 KINDS = ("json", "jsonl", "parquet", "txt")
@@ -40,6 +40,7 @@ class Unit:
     stamp: str
 
     def describe(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return asdict(self)
 
     @property
@@ -49,8 +50,8 @@ class Unit:
         return f"{self.origin}{covered}"
 
 
-def source_files(source: SourceConfig) -> list[Path]:
-    """The local files of a source, sorted by name.
+def source_files(source: SourceConfig, output: Path | None = None) -> list[Path]:
+    """The local files of a source, sorted by name; of a folder or glob, not those that the build of ``output`` makes.
 
     Raises:
         UserError: nothing is there.
@@ -66,9 +67,26 @@ def source_files(source: SourceConfig) -> list[Path]:
     else:
         root = Path(path.anchor or ".")
         files = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
+    found = len(files)
+    files = files if output is None else _without_own_files(files, output)
     if not files:
-        raise UserError(f"corpus {source.path!r}: no file there; give a file, a glob or a folder of {_wanted_kinds()}")
+        but = f" but those of the output {str(output)!r}" if found else ""
+        raise UserError(
+            f"corpus {source.path!r}: no file there{but}; give a file, a glob or a folder of {_wanted_kinds()}"
+        )
     return files
+
+
+def _without_own_files(files: list[Path], output: Path) -> list[Path]:
+    """``files`` less those in the output, or in the hidden folders of unfinished builds beside it."""
+    own = output.resolve()
+
+    def is_own(folder: Path) -> bool:
+        below = [part for part in (folder, *folder.parents) if part.parent == own.parent]
+        return any(part.name == own.name or part.name.startswith(f".{own.name}.") for part in below)
+
+    own_folders = {folder for folder in {file.parent for file in files} if is_own(folder.resolve())}
+    return [file for file in files if file.parent not in own_folders]
 
 
 def file_kind(path: Path) -> str:
@@ -79,8 +97,12 @@ def file_kind(path: Path) -> str:
     return suffixes[-1].lstrip(".") if suffixes else ""
 
 
-def file_units(source: int, path: Path, range_bytes: int) -> list[Unit]:
-    """The units of one file of source number ``source``."""
+def file_units(source: int, path: Path, range_bytes: int, policy: Policy = "fail") -> list[Unit]:
+    """The units of one file of source number ``source``.
+
+    Raises:
+        UserError: the file is of an unknown kind, or, under policy ``fail``, a damaged parquet file.
+    """
     kind = file_kind(path)
     if kind not in KINDS:
         raise UserError(f"corpus file {str(path)!r}: unknown kind {kind!r}; wanted {_wanted_kinds()}")
@@ -90,7 +112,12 @@ def file_units(source: int, path: Path, range_bytes: int) -> list[Unit]:
         return Unit(source, kind, str(path), start, stop, num_bytes, str(status.st_mtime_ns))
 
     if kind == "parquet":
-        return [unit(start, stop, num_bytes) for start, stop, num_bytes in _row_group_ranges(path, range_bytes)]
+        try:
+            return [unit(start, stop, num_bytes) for start, stop, num_bytes in _row_group_ranges(path, range_bytes)]
+        except UserError:
+            if policy == "fail":
+                raise
+            return [unit(0, None, status.st_size)]  # its reader meets the damage again, and counts the file
     if kind == "json" or path.suffix in COMPRESSED_SUFFIXES or status.st_size <= range_bytes:
         return [unit(0, None, status.st_size)]
     starts = range(0, status.st_size, range_bytes)

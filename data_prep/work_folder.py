@@ -6,6 +6,7 @@ was killed, and are written again with the same bytes.
 
 import shutil
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class WorkFolder:
     ) -> None:
         """Create the folder, or check that what is there belongs to the same build.
 
-        A file of the corpus that changed since is read again; the others are not.
+        A file of the corpus that changed since is read again. The others are not, unless it is one unit more or less
+        now: units go by number.
 
         Raises:
             UserError: it belongs to another config, tokenizer or list of files, and ``discard_other`` is false.
@@ -44,27 +46,29 @@ class WorkFolder:
             "build_version": BUILD_VERSION,
             "config": config.model_dump(mode="json"),
             "tokenizer": tokenizer_fingerprint,
-            "files": [unit.title for unit in units],
+            "corpus": [
+                [source, origin] for source, origin in dict.fromkeys((unit.source, unit.origin) for unit in units)
+            ],
         }
-        stamps = [unit.stamp for unit in units]
+        parts = [unit.describe() for unit in units]
         if marker.is_file():
             found = read_json(marker, "record of an unfinished build")
-            found_stamps = found.pop("stamps")
             changed = [key for key, value in described.items() if found.get(key) != value]
             if changed and not discard_other:
                 raise UserError(
-                    f"{str(self.root)!r} holds an unfinished build with another {' and '.join(changed)}; "
-                    "run that build to its end, choose another output=..., or pass --replace to start anew"
+                    f"{str(self.root)!r} holds an unfinished build with another {' and '.join(changed)}; go back "
+                    "to what its build.json names, choose another output=..., or pass --replace to start anew"
                 )
             if changed:
                 self.remove()
-            elif found_stamps == stamps:
+            elif found["units"] == parts:
                 return
             else:
-                self._forget_units([number for number, stamp in enumerate(stamps) if stamp != found_stamps[number]])
+                pairs = enumerate(zip_longest(found["units"], parts))
+                self._forget_units([number for number, (before, now) in pairs if before != now])
         for folder in ("units", "blocks", "samples", "shards"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
-        write_json_atomically(marker, {**described, "stamps": stamps})
+        write_json_atomically(marker, {**described, "units": parts})
 
     def _forget_units(self, numbers: list[int]) -> None:
         for number in numbers:

@@ -9,6 +9,7 @@ may build them, in any order, and a killed build continues where it stopped.
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def _check_inputs(config: DataConfig) -> tuple[Tokenizer, list[Unit]]:
             f"tokenizer {config.tokenizer!r} has fingerprint {tokenizer.fingerprint}, the config wants {wanted}; "
             "use the tokenizer that the config was written for, or change tokenizer_fingerprint"
         )
-    return tokenizer, list_units(config.sources)
+    return tokenizer, list_units(config.sources, output=Path(config.output), policy=config.bad_input)
 
 
 def _read_units(build: Build, share: Share) -> list[dict[str, Any]]:
@@ -191,7 +192,15 @@ def _records(build: Build) -> list[dict[str, Any]]:
 
 
 def _plan(build: Build, unit_records: list[dict[str, Any]]) -> Plan:
-    return make_plan(build.config, [name for record in unit_records for name in record["blocks"]], build.work)
+    names = [name for record in unit_records for name in record["blocks"]]
+    if not names:
+        dropped = sum((Counter(record["dropped"]) for record in unit_records), Counter[str]())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "nothing"
+        raise UserError(
+            f"no document of the corpus stays (left out: {reasons}); check the sources' path and text_field and the "
+            f"section clean (min_chars={build.config.clean.min_chars}), and run again with --replace"
+        )
+    return make_plan(build.config, names, build.work)
 
 
 def _finished_shard(build: Build, plan: Plan, position: int) -> dict[str, Any] | None:

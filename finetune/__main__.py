@@ -37,7 +37,7 @@ def finetune(
         Path | None, typer.Option("--eval", help="Your own evaluation file, of the same kind.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for everything that comes out.")] = Path("runs/finetune"),
-    seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished ones are skipped.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds of the tables; finished ones are skipped.")] = "0",
     method: Annotated[str | None, typer.Option(help=_METHOD)] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with the recipe; BiPFT's by default.")] = None,
     check: Annotated[

@@ -43,13 +43,23 @@ class TaskData:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of what is trained on and scored."""
-        digest = hashlib.sha256()
-        for examples in (self.train, *self.evaluation.values()):
-            for field in dataclasses.fields(examples):
-                value = getattr(examples, field.name)
-                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-        return digest.hexdigest()
+        """Hex SHA-256 of what is trained on and scored; what its class numbers mean is :attr:`classes`."""
+        return hash_examples(self.train, *self.evaluation.values())
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """The kind of head and the names of its classes, for the records of a training."""
+        return {"head": type(self.head).__name__, "labels": list(self.head.labels)}
+
+
+def hash_examples(*sets: Examples) -> str:
+    """Hex SHA-256 of data sets, in their order."""
+    digest = hashlib.sha256()
+    for examples in sets:
+        for field in dataclasses.fields(examples):
+            value = getattr(examples, field.name)
+            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.hexdigest()
 
 
 Row = tuple[str, ...]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,44 @@ def _task(train: Path, head: Head[Any], train_set: Examples, eval_set: Examples)
 def _read_records(path: Path) -> _Records:
     text = read_text(path)
     if path.suffix == ".jsonl":
-        records = [_parse(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # Not splitlines, which cuts at U+2028 and others that JSON allows inside of a string.
+        records = [_parse(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     elif path.suffix == ".json":
         records = _squad_records(_parse(text, path, 1), path)
     elif path.suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-        records = list(reader)
+        records = _table(text, path)
     else:
         raise UserError(f"task file {str(path)!r} ends in {path.suffix!r}, wanted .csv, .tsv, .jsonl or SQuAD's .json")
     if not records:
         raise UserError(f"task file {str(path)!r} holds no examples; check the file")
+    return records
+
+
+def _table(text: str, path: Path) -> _Records:
+    """Rows of a .csv, whose cells may be quoted, or of a .tsv, where a quotation mark is a character, as in GLUE."""
+    csv.field_size_limit(sys.maxsize)  # a field may be a whole document
+    is_csv = path.suffix == ".csv"
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter="," if is_csv else "\t",
+        quoting=csv.QUOTE_MINIMAL if is_csv else csv.QUOTE_NONE,
+        strict=True,
+    )
+    advice = "commas separate columns: quote texts with one" if is_csv else "take tabs out of texts"
+    records: _Records = []
+    try:
+        for record in reader:
+            header, extra = list(reader.fieldnames or []), record.get(None)  # the key for cells without a column
+            if extra is not None:
+                raise UserError(
+                    f"{str(path)!r}, line {reader.line_num}: {len(header) + len(extra)} cells, the header has "
+                    f"{len(header)}, {header}; {advice}"
+                )
+            records.append(record)
+    except csv.Error as error:
+        raise UserError(
+            f"{str(path)!r}, in the row after line {reader.line_num}: {error}; repair the quotation marks"
+        ) from error
     return records
 
 
@@ -94,6 +123,12 @@ def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
         raise UserError(f"{str(path)!r}, line {line}: not valid JSON ({error}); repair the line") from error
     if not isinstance(value, dict):
         raise UserError(f"{str(path)!r}, line {line}: holds {type(value).__name__}, wanted an object with columns")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{str(path)!r}, line {line}: {error.object[error.start]!r} is one half of a character; repair the text"
+        ) from error
     return value
 
 
@@ -123,11 +158,31 @@ def _rows(records: _Records, names: Sequence[str], path: Path) -> list[Row]:
     rows = []
     for number, record in enumerate(records, start=1):
         values = [record.get(name) for name in names]
-        if any(value is None for value in values):
-            absent = names[values.index(None)]
-            raise UserError(f"{str(path)!r}, example {number}: no {absent!r}; wanted {', '.join(names)} in every row")
-        rows.append(tuple(str(value) for value in values))
+        absent = [name for name, value in zip(names, values, strict=True) if value is None]
+        if absent or not str(values[-1]).strip():
+            raise UserError(
+                f"{str(path)!r}, example {number}: no {(absent or names[-1:])[0]!r}; "
+                f"wanted {', '.join(names)} in every row"
+            )
+        rows.append((*(_text(value, path, number) for value in values[:-1]), str(values[-1])))
+    if names[-1] == "label":
+        _check_classes([record["label"] for record in records], path)
     return rows
+
+
+def _text(value: Any, path: Path, number: int) -> str:
+    """A text or a word; a number counts as its digits."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise UserError(f"{str(path)!r}, example {number}: text {value!r:.80}, wanted a string")
+    return str(value)
+
+
+def _check_classes(values: Sequence[Any], path: Path) -> None:
+    """Refuse 1 beside 1.0 or true, which are one class to who wrote them and two as names, and what is no name."""
+    kinds = {type(value) for value in values}
+    if len(kinds) > 1 or not kinds <= {str, int, float, bool}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"{str(path)!r} has classes of type {names}; wanted one type throughout, e.g. strings")
 
 
 def _word_tags(records: _Records, path: Path) -> list[tuple[list[str], list[str]]]:
@@ -136,7 +191,8 @@ def _word_tags(records: _Records, path: Path) -> list[tuple[list[str], list[str]
         words, tags = record.get("tokens"), record.get("tags")
         if not isinstance(words, list) or not isinstance(tags, list) or not words or len(words) != len(tags):
             raise UserError(f"{str(path)!r}, example {number}: wanted tokens and tags, two lists of the same length")
-        found.append(([str(word) for word in words], [str(tag) for tag in tags]))
+        found.append(([_text(word, path, number) for word in words], [str(tag) for tag in tags]))
+    _check_classes([tag for record in records for tag in record["tags"]], path)
     return found
 
 
@@ -155,13 +211,19 @@ def _questions(records: _Records, path: Path) -> QuestionExamples:
         context, found = record.get("context"), record.get("answers")
         if not isinstance(context, str) or not isinstance(record.get("question"), str) or not isinstance(found, dict):
             raise UserError(f"{str(path)!r}, example {number}: wanted question, context and answers as in SQuAD")
-        pairs = list(zip(found.get("text", []), found.get("answer_start", []), strict=False))
+        texts, starts = found.get("text", []), found.get("answer_start", [])
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise UserError(
+                f"{str(path)!r}, example {number}: answers {found!r:.80}, wanted text and answer_start, "
+                "two lists of the same length"
+            )
+        pairs = list(zip(texts, starts, strict=True))
         if not pairs:
             raise UserError(
                 f"{str(path)!r}, example {number}: no answer; wanted SQuAD 1.1, where every question has one"
             )
         for text, start in pairs:
-            if not isinstance(start, int) or context[start : start + len(text)] != text:
+            if not isinstance(text, str) or not isinstance(start, int) or context[start : start + len(text)] != text:
                 raise UserError(
                     f"{str(path)!r}, example {number}: answer {text!r} is not at character {start} of the context"
                 )

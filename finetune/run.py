@@ -12,15 +12,14 @@ from bitbert.model.verify import verify_packed
 from bitbert.packed import save_packed
 from bitbert.tracking import flatten
 
-from .batches import run_model
+from .answers import answer_late, answer_tests
 from .config import FinetuneConfig
 from .data import TaskData
-from .head import Examples
 from .report import model_card, plot_scores, results_markdown
 from .seed_folder import RESULT, describe_training, read_result, track_seed
 from .source import Source
 from .statistics import SELECTIONS, averages, over_seeds
-from .submission import write_answers, zip_submission
+from .submission import zip_submission
 from .tasks import TASKS
 from .train import EncodedTask, Trained, encode_task, show, train_seed
 
@@ -92,6 +91,8 @@ def finetune(
         "model": model_name,
         "weights_sha256": source.fingerprint,
         "data_sha256": task.fingerprint,
+        **source.identity,
+        **task.classes,
         "config": config.model_dump(mode="json", exclude={"tracking", "tasks"}),
     }
     encoded: EncodedTask | None = None
@@ -101,6 +102,7 @@ def finetune(
         found = read_result(folder, identity)
         if found is not None:
             log(f"{task.title} seed {seed}: already done, {show(found['scores'])}")
+            found = answer_late(folder, found, task, source.tokenizer, config)
         else:
             encoded = encoded or encode_task(task, source, config)
             found = _run_seed(source, task, encoded, config, seed, folder, identity)
@@ -145,22 +147,13 @@ def _run_seed(
 ) -> dict[str, Any]:
     with track_seed(folder, config.tracking, f"{task.name}-seed-{seed}", seed, identity) as tracker:
         trained = train_seed(source, task, encoded, config, seed, tracker)
-        result = describe_training(seed, trained) | {"answers": list(task.test)} | identity
-        for name, examples in task.test.items():
-            _answer(trained, task, examples, config, source, folder / f"{name}.tsv")
+        result = describe_training(seed, trained) | identity
+        hashes = answer_tests(trained.model, task, task.test, source.tokenizer, config, folder)
+        result |= {"answers": list(hashes), "test_sha256": hashes}
         _save_model(trained, task, source, config, folder, result)
         tracker.log(trained.step, flatten(result["scores"], "selected."))
     write_json_atomically(folder / RESULT, result)
     return result
-
-
-def _answer(
-    trained: Trained, task: TaskData, examples: Examples, config: FinetuneConfig, source: Source, path: Path
-) -> None:
-    assert task.glue is not None  # only GLUE's tasks have test sets
-    features = task.head.encode(examples, source.tokenizer, config.max_length)
-    outputs = run_model(trained.model, task.head, features, config.eval_batch_size, source.tokenizer.pad_id)
-    write_answers(path, task.glue, task.head.predict(examples, features, outputs))
 
 
 def _save_model(

@@ -14,13 +14,17 @@ from .train import SELECTION_SET, Trained
 
 RESULT = "result.json"
 """Written last."""
+_NAME = "model"
+_ADDED = ("model_fields", "tokenizer_sha256", "head", "labels")
+"""Keys that earlier results lack."""
 
 
 def read_result(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The result of a seed that is done, or None.
 
     Args:
-        identity: what decided the training; it stands in the result.
+        identity: what decided the training; it stands in the result. The model's name is recorded and not compared:
+            the hash of its weights decides. Nor is what a result from before it was recorded lacks.
 
     Raises:
         UserError: the folder holds the result of another training.
@@ -28,10 +32,13 @@ def read_result(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     if not (folder / RESULT).is_file():
         return None
     found: dict[str, Any] = read_json(folder / RESULT, "finetuning result")
-    changed = [key for key, value in identity.items() if found.get(key) != value]
+    lacking = {key for key in _ADDED if key not in found}
+    compared = [key for key in identity if key != _NAME and key not in lacking]
+    wanted, have = (flatten({key: values.get(key) for key in compared}) for values in (identity, found))
+    changed = [key for key in {**wanted, **have} if wanted.get(key) != have.get(key)]
     if changed:
         raise UserError(
-            f"{str(folder)!r} holds a result with another {changed[0]} ({found.get(changed[0])!r}); "
+            f"{str(folder)!r} holds a result with another {changed[0]} ({have.get(changed[0])!r}); "
             "choose another --output, or remove the folder"
         )
     return found

@@ -1,6 +1,7 @@
 """Where a finetuning starts: a pretraining run, a latent model, a packed checkpoint, or a full-precision BERT."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,21 +12,24 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bitbert.distributed import log
 from bitbert.errors import UserError
 from bitbert.files import read_json
-from bitbert.model import BitBertConfig, BitBertPreTrainedModel, preset_fields
+from bitbert.model import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig, BitBertPreTrainedModel, preset_fields
 from bitbert.model.convert import from_full_precision
 from bitbert.model.export import unpack_model
 from bitbert.model.latent import spread_latent_weights
 from bitbert.packed import is_packed, load_packed
 from bitbert.released import find_model
-from bitbert.resources import require_local_or_hub
+from bitbert.resources import require_local_or_hub, resolve
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 
 from .head import Head
 
 _FINAL = "final"
 _LATENT_SEED = 0
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_IDENTITY_FIELDS = (*METHOD_FIELDS, *SHAPE_FIELDS, "attention_head_size", *_DROPOUTS)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,14 @@ class Source:
     tensors: dict[str, Tensor]
     tokenizer: Tokenizer
     calibrated: bool
+
+    def __post_init__(self) -> None:
+        _check_vocabulary(self.tokenizer, self.config.vocab_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides a training's start besides the weights: shape, method, dropout, and which ids a text gets."""
+        return describe_start(self.config, _IDENTITY_FIELDS, self.tokenizer)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -48,8 +60,7 @@ class Source:
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> BitBertPreTrainedModel:
         """A model with this encoder and a fresh head drawn from ``seed``; ``dropout`` None keeps the config's."""
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
+        dropouts = {} if dropout is None else dict.fromkeys(_DROPOUTS, dropout)
         config = BitBertConfig(**{**self.config.to_diff_dict(), **head.config_fields(), **dropouts})
         torch.manual_seed(seed)
         model = head.model_class(config)
@@ -98,46 +109,93 @@ def open_source(name: str, method: str | None, *, spread: bool = True) -> Source
     return _open_full_precision(name, str(path) if path.exists() else name, method)
 
 
-def load_bert(name: str, path: str) -> transformers.BertModel:
-    """A full-precision BERT; one without a pooler gets a random one, always the same.
+def load_bert(name: str, path: str) -> tuple[transformers.BertModel, Tokenizer]:
+    """A full-precision BERT and its tokenizer; one without a pooler gets a random one, always the same.
+
+    Word tables are often padded to a round number of rows. Rows without a token are cut off: nothing reads them, and
+    the packed format wants as many rows as tokens.
 
     Args:
         name: what the user gave, for the message.
         path: folder or Hugging Face id.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, is not a complete BERT, or its tokenizer has ids beyond the word table.
     """
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # what is missing is checked and said here
     torch.manual_seed(0)
     try:
-        return transformers.BertModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model_type = transformers.PreTrainedConfig.get_config_dict(path)[0].get("model_type", "bert")
+        if model_type != "bert":
+            raise UserError(f"model {name!r} is of type {model_type!r}, wanted 'bert'; choose a BERT checkpoint")
+        loaded: Any = transformers.BertModel.from_pretrained(
+            path, output_loading_info=True, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:  # transformers raises RuntimeError where shapes do not fit
         raise UserError(
             f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
             "give a folder or a Hugging Face id of a BERT"
         ) from error
+    model, info = loaded
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"model {name!r} lacks {len(missing)} encoder tensors, e.g. {missing[0]}; it is not a complete BERT"
+        )
+    tokenizer = load_tokenizer(path)
+    num_rows = model.config.vocab_size
+    if tokenizer.vocab_size < num_rows:
+        log(f"model {name!r}: {num_rows - tokenizer.vocab_size} rows of its word table have no token and are cut off")
+        model.resize_token_embeddings(tokenizer.vocab_size)
+    _check_vocabulary(tokenizer, model.config.vocab_size)
+    return model, tokenizer
+
+
+def describe_start(config: Any, names: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    """:attr:`Source.identity` of a config of which ``names`` count."""
+    return {
+        "model_fields": {name: getattr(config, name) for name in names},
+        "tokenizer_sha256": tokenizer.fingerprint,
+    }
+
+
+def unknown_start(name: str, advice: str) -> str:
+    """Why ``name``, which is nothing binary, cannot start without a method: a full-precision BERT, or a typing error.
+
+    Args:
+        advice: how a method is given.
+    """
+    if Path(resolve(name)).exists():
+        return f"{name!r} is a full-precision BERT; {advice}"
+    return f"{name!r} is no folder here and no released checkpoint; if it is a full-precision BERT on the hub, {advice}"
+
+
+def _check_vocabulary(tokenizer: Tokenizer, num_rows: int) -> None:
+    if tokenizer.vocab_size != num_rows:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's word table {num_rows} rows; "
+            "use the tokenizer the model was trained with"
+        )
 
 
 def _open_full_precision(name: str, path: str, method: str | None) -> Source:
     if method is None:
-        raise UserError(
-            f"model {name!r} is a full-precision BERT; pass --method baseline to binarize it without pretraining, "
-            "or give a pretrained BitBERT"
-        )
+        advice = "pass --method baseline to binarize it without pretraining, or give a pretrained BitBERT"
+        raise UserError(f"model {unknown_start(name, advice)}")
     fields = preset_fields(method)
-    model = load_bert(name, path)
+    model, tokenizer = load_bert(name, path)
     shape = {
         key: value
         for key, value in model.config.to_diff_dict().items()
         if key in BitBertConfig().to_dict() and key not in ("model_type", "architectures", "hidden_act")
     }
     student = from_full_precision(model.state_dict(), BitBertConfig(**(shape | fields)))
-    return Source(student.config, _encoder_tensors(student.state_dict()), load_tokenizer(path), calibrated=False)
+    return Source(student.config, _encoder_tensors(student.state_dict()), tokenizer, calibrated=False)
 
 
 def _encoder_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """The encoder's tensors under the prefix that task models use; heads are left behind."""
+    """The encoder's tensors under the prefix that task models use, in float32; heads are left behind."""
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     if any(name.startswith("bitbert.") for name in tensors):
         return {name: tensor for name, tensor in tensors.items() if name.startswith("bitbert.")}
     return {f"bitbert.{name}": tensor for name, tensor in tensors.items()}

@@ -27,7 +27,7 @@ from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 
 from .head import Head
-from .source import Source, load_bert, open_source
+from .source import Source, describe_start, load_bert, open_source, unknown_start
 from .stages import FULL_PRECISION, StageConfig
 
 _KEPT_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
@@ -51,6 +51,10 @@ class FullPrecisionSource(StageSource):
     """HF's BERT as it is: the teacher stage, and the reference that binary models are compared with."""
 
     bert_config: BertConfig
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return describe_start(self.bert_config, (*_KEPT_FIELDS, "hidden_act", "classifier_dropout"), self.tokenizer)
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
         """A ``BertForSequenceClassification`` with this encoder."""
@@ -87,7 +91,7 @@ def open_stage(name: str, stage: StageConfig, start: str) -> Source:
             )
         return _change_bits(name, stage, start)
     if stage.method is None:
-        raise UserError(f"stage {name!r}: {start!r} is a full-precision BERT; name a method for it")
+        raise UserError(f"stage {name!r}: {unknown_start(start, 'name a method for it')}")
     return _from_full_precision(name, stage, start)
 
 
@@ -139,9 +143,9 @@ def _split(name: str, stage: StageConfig, start: str) -> Source:
 
 def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
     path = require_local_or_hub(start, "model")
-    bert = load_bert(start, path)
+    bert, tokenizer = load_bert(start, path)
     shape = {field: getattr(bert.config, field) for field in _KEPT_FIELDS}
-    tensors, tokenizer = dict(bert.state_dict()), load_tokenizer(path)
+    tensors = dict(bert.state_dict())
     head = _saved_head(start)
     if stage.method == FULL_PRECISION:
         if stage.fields or stage.half_width:

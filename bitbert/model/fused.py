@@ -35,14 +35,14 @@ class _BinaryLinear(Function):
         kind: Codes,
         after: str,
     ) -> Tensor:
-        x = x.contiguous()
+        x, shift, weight = x.contiguous(), shift.contiguous(), weight.contiguous()
         codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8, after=after)
         if isinstance(scale, str):
             center, scale = weight_statistics(weight, scale)
             signs, scale = kernels.signs(weight, center.item()), scale.flatten()
             divisor = scale
         else:
-            signs, divisor = weight.to(torch.int8), torch.ones(1)
+            signs, divisor = weight.to(torch.int8), torch.ones_like(step)
         codes = codes.view(-1, x.shape[-1])
         y = kernels.product(codes, signs, scale * step, bias)
         values = x if after != "identity" or kind.needs_values else None

@@ -6,8 +6,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from bitbert.errors import UserError
+from bitbert.files import read_json
+from bitbert.packed import CONFIG_FILE
 from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE, WordPieceTokenizer, load_tokenizer
 from bitbert.tokenizer_reference import REFERENCE_FILE
 
@@ -44,5 +47,9 @@ class BitBertTokenizer(PreTrainedTokenizerFast):
                 pair="[CLS] $A [SEP] $B:1 [SEP]:1",
                 special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
             )
+        # Without a limit of its own truncation would cut nothing, and positions beyond the model's fail.
+        if kwargs.get("model_max_length", LARGE_INTEGER) >= LARGE_INTEGER and (folder / CONFIG_FILE).is_file():
+            config = read_json(folder / CONFIG_FILE, "model config")
+            kwargs["model_max_length"] = config.get("max_length", config.get("max_position_embeddings", LARGE_INTEGER))
         names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
         return {**names, **kwargs, "tokenizer_object": backend}

@@ -157,7 +157,7 @@ class Kernels:
             x: as given to :meth:`binarize`; None will do for no activation and codes that need no values.
         """
         dx = torch.empty_like(gradient, dtype=torch.float32)
-        dshift, dstep = (None if shift is None else torch.empty_like(shift)), torch.zeros(1)
+        dshift, dstep = (None if shift is None else torch.empty_like(shift)), _floats(1).zero_()
         activations = _activations(dx if x is None else x, shift, step, codes, after)
         self.call(
             "binarize_backward", byref(activations), gradient, _TYPES[gradient.dtype], factor, window, dx, dshift, dstep
@@ -177,7 +177,7 @@ class Kernels:
         """
         (rows, depth), width = codes.shape, len(signs)
         if self._has_tiles and rows % 32 == 0 and width % 32 == 0 and depth % 64 == 0:
-            out = torch.empty(rows, width)
+            out = _floats(rows, width)
             self.call("product", codes, signs, scale, scale.numel(), bias, rows, depth, width, out)
             return out
         product = torch._int_mm(codes, signs.T)
@@ -187,7 +187,7 @@ class Kernels:
     def upstream(self, gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """gradient (rows, width) * scale in ``dtype``, and the sum of the gradient over rows."""
         rows, width = gradient.shape
-        out, dbias = torch.empty_like(gradient, dtype=dtype), torch.empty(width)
+        out, dbias = torch.empty_like(gradient, dtype=dtype), _floats(width)
         self.call("upstream", gradient, scale, scale.numel(), rows, width, _TYPES[dtype], out, dbias)
         return out, dbias
 
@@ -196,14 +196,14 @@ class Kernels:
         rows, width = x.shape
         if x.dtype != torch.bfloat16 or rows % 32 or width % 16:
             return x.T.contiguous()
-        out = torch.empty(width, rows, dtype=x.dtype)
+        out = x.new_empty(width, rows)
         self.call("transpose", x, rows, width, out)
         return out
 
     def weight_gradient(self, correlation: Tensor, signs: Tensor, scale: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """correlation (rows, width) * step / scale (1,) or (rows,), float32; and sum(correlation * signs), (1,)."""
         rows, width = correlation.shape
-        dweight, dstep = torch.empty_like(correlation, dtype=torch.float32), torch.empty(1)
+        dweight, dstep = torch.empty_like(correlation, dtype=torch.float32), _floats(1)
         kind = _TYPES[correlation.dtype]
         self.call("weight_gradient", correlation, kind, signs, scale, scale.numel(), step, rows, width, dweight, dstep)
         return dweight, dstep
@@ -226,7 +226,7 @@ class Kernels:
 
     def squares(self, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
         """Scalar: sum of weights (rows,) * (a - b)^2 over a, b (rows, width)."""
-        total = torch.empty(())
+        total = _floats()
         self.call("squares", a, b, weights, *a.shape, total)
         return total
 
@@ -248,7 +248,7 @@ class Kernels:
         self, scores: "Scores", gradient: Tensor, weighed: Tensor, gate: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gradients of the scores (before their factor), of the residual and the extra one of the step."""
-        dscores, dstep = torch.empty_like(gradient), torch.empty(1)
+        dscores, dstep = torch.empty_like(gradient), _floats(1)
         dresidual = None if scores.residual is None else torch.empty_like(scores.residual)
         self.call("attend_backward", byref(scores.structure()), gradient, weighed, gate, dscores, dresidual, dstep)
         return dscores, dresidual, dstep
@@ -327,9 +327,12 @@ def why_no_kernels() -> str | None:
     return "this processor lacks AVX-512 with VNNI" if LIBRARY.is_file() else "they were not built"
 
 
-def kernels_for(x: Tensor) -> Kernels | None:
-    """The kernels, where they can work on ``x``."""
-    return load_kernels() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """The kernels, where they can work on all of ``tensors``: float32 on the CPU, and real memory behind them."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # shapes are tensors there, or tensors have no data
+        return None
+    fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return load_kernels() if fits else None
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -346,6 +349,11 @@ def _activations(x: Tensor, shift: Tensor | None, step: float, codes: Codes, aft
     kind, activation = _KINDS[codes.kind], _ACTIVATIONS[after]
     addresses, shape = (_address(x), _address(shift)), (x.numel() // width, width)
     return _Activations(*addresses, step, kind, codes.lowest, codes.highest, activation, *shape)
+
+
+def _floats(*shape: int) -> Tensor:
+    """What the library writes, whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _address(tensor: Tensor | None) -> int | None:

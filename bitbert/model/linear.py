@@ -147,10 +147,13 @@ class BinaryLinear(nn.Module):
             return binary_linear(kernels, *operands, codes=binarizer.codes, after=after)
         assert after == "identity"
         codes, step = binarizer(x + self.shift)
-        return self._multiply(codes, step) + self.bias
+        y = self._multiply(codes, step) + self.bias
+        # In a model of half precision steps and shifts are float32, and so are codes; what goes on is x's type. Under
+        # autocast products come in a type of their own.
+        return y.to(x.dtype) if self.weight.dtype != codes.dtype else y
 
     def _kernels_for(self, x: Tensor) -> Kernels | None:
-        return kernels_for(x) if self.input_binarizer.fits_kernels else None
+        return kernels_for(x, self.weight, self.bias) if self.input_binarizer.fits_kernels else None
 
     def _kernel_weight(self) -> tuple[Tensor, Tensor | str]:
         """Weight and scale as :func:`bitbert.model.fused.binary_linear` takes them."""
@@ -158,7 +161,7 @@ class BinaryLinear(nn.Module):
 
     def _multiply(self, codes: Tensor, step: Tensor) -> Tensor:
         signs, scale = binarize_weight(self.weight, self.weight_scale)
-        return nn.functional.linear(codes, signs) * (scale * step)
+        return nn.functional.linear(codes, signs.to(codes.dtype)) * (scale * step)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, weight_scale={self.weight_scale}"

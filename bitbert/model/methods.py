@@ -37,11 +37,11 @@ class CodedLinear(BinaryLinear):
 
     def _multiply(self, codes: Tensor, step: Tensor) -> Tensor:
         weight, scale = self._coded(self.weight)
-        y = nn.functional.linear(codes, weight) * (scale * step)
+        y = nn.functional.linear(codes, weight.to(codes.dtype)) * (scale * step)
         if self.split_weight is None:
             return y
         weight, scale = self._coded(self.split_weight)
-        return y + nn.functional.linear(codes, weight) * (scale * step)
+        return y + nn.functional.linear(codes, weight.to(codes.dtype)) * (scale * step)
 
     def _coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return WEIGHT_BINARIZERS[self.weight_binarizer].linear(weight, self.weight_scale)

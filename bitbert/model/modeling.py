@@ -22,6 +22,7 @@ from bitbert.model.configuration import BitBertConfig
 from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
 from bitbert.model.linear import Binarizer, BinaryLinear
 from bitbert.model.methods import CodedEmbedding, CodedLinear, apply_method, freeze_fixed
+from bitbert.model.precision import products_as_they_are
 
 IGNORED_LABEL = -100
 
@@ -294,22 +295,35 @@ class _Classifier(_LabelledModel):
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
+    def classify(self, states: Tensor | None) -> Tensor:
+        """Logits in the classifier's own type: autocast would round them, and with them what regression can learn."""
+        assert states is not None
+        with products_as_they_are(states.device):
+            return self.classifier(self.dropout(states).to(self.classifier.weight.dtype))
+
 
 class BitBertForSequenceClassification(_Classifier):
-    """A classifier on the pooled output; one label = regression.
+    """A classifier on the pooled output.
 
-    Labels (batch,): int64 classes, or float values when there is one label (mean squared error).
+    The loss is that of ``config.problem_type``, as in transformers: cross-entropy with int64 classes (batch,), mean
+    squared error with values (batch,) or (batch, labels), or for ``multi_label_classification`` binary cross-entropy
+    with floats (batch, labels). Where the config has none, one label is regression, and the labels' type decides else.
     """
 
     output_class = SequenceClassifierOutput
 
     def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
-        return self.classifier(self.dropout(output.pooler_output))
+        return self.classify(output.pooler_output)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.num_labels == 1:
-            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-        return super().compute_loss(logits, labels)
+        several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        problem = self.config.problem_type or ("regression" if self.num_labels == 1 else several)
+        if problem == "single_label_classification":
+            return nn.functional.cross_entropy(logits, labels)
+        labels = labels.to(logits.dtype).view_as(logits)
+        if problem == "regression":
+            return nn.functional.mse_loss(logits, labels)
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels)
 
 
 class BitBertForTokenClassification(_Classifier):
@@ -321,7 +335,7 @@ class BitBertForTokenClassification(_Classifier):
     output_class = TokenClassifierOutput
 
     def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
-        return self.classifier(self.dropout(output.last_hidden_state))
+        return self.classify(output.last_hidden_state)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return _token_loss(logits, labels)

@@ -1,5 +1,7 @@
 """A packed checkpoint that answers: texts or token ids in, labels, logits or embeddings out. Never torch."""
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 
 from bitbert.errors import UserError
 from bitbert.packed import PackedConfig, PackedModel, load_packed
-from bitbert.runtime.bitops import NUMPY, choose_isa
+from bitbert.runtime.bitops import ISA_VARIABLE, NUMPY, choose_isa
 from bitbert.runtime.elementwise import softmax
 from bitbert.runtime.native import NativeModel
 
@@ -62,7 +64,14 @@ class Runtime:
     ) -> None:
         self.config: PackedConfig = model.config
         self.tokenizer = model.tokenizer
-        self._model = _build(model, dtype, choose_isa(isa))
+        chosen = choose_isa(isa)
+        if chosen == NUMPY and isa is None and ISA_VARIABLE not in os.environ:
+            warnings.warn(
+                f"no native library was built, so numpy answers, far more slowly: install a C compiler "
+                f"(GCC or clang) and then bitbert again, or set {ISA_VARIABLE}={NUMPY} to be content",
+                stacklevel=2,
+            )
+        self._model = _build(model, dtype, chosen)
         self._model.set_threads(num_threads)
 
     @classmethod
@@ -148,6 +157,10 @@ class Runtime:
 
     def _tokenize(self, text: Text) -> Tokens:
         first, second = (text, None) if isinstance(text, str) else text
+        try:
+            f"{first}{second}".encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"text {text!a:.80} holds bytes that are not UTF-8; convert it first") from error
         return self.tokenizer.encode_pair(first, second, self.config.max_length)
 
     def _predict(self, logits: np.ndarray) -> Prediction:

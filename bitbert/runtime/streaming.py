@@ -3,12 +3,13 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO
 
 from bitbert.errors import UserError
+from bitbert.files import write_atomically
 from bitbert.runtime.forward import Runtime, Text
 
 
@@ -16,8 +17,9 @@ def predict_file(runtime: Runtime, source: Path, target: Path | None) -> int:
     """Answer every line of ``source``: a text, or two separated by a tab.
 
     Args:
-        target: file of JSON lines with label, score and logits, in the order of the texts; None writes to
-            standard output.
+        target: file of JSON lines with label, score and logits, in the order of the texts; it appears, or changes,
+            when the last line is answered. A pipe or device is written as answers come, and so is standard output,
+            for None.
 
     Returns:
         the number of answers.
@@ -25,23 +27,44 @@ def predict_file(runtime: Runtime, source: Path, target: Path | None) -> int:
     Raises:
         UserError: a file cannot be opened, or a line has more than two fields.
     """
-    with ExitStack() as files:
-        texts = files.enter_context(_open(source, "r"))
-        output = sys.stdout if target is None else files.enter_context(_open(target, "w"))
-        advance = files.enter_context(_progress(source.stat().st_size))
+    with _open_texts(source) as texts:
+        if target is None:
+            return _answer(runtime, texts, source, sys.stdout)
         count = 0
+
+        def write(path: Path) -> None:
+            nonlocal count
+            with open(path, "w", encoding="utf-8", newline="\n") as output:
+                count = _answer(runtime, texts, source, output)
+
+        with _errors_as_one("output", target, "written"):
+            if target.exists() and not target.is_file():
+                write(target)
+            else:
+                write_atomically(target, write)
+        return count
+
+
+def _answer(runtime: Runtime, texts: TextIO, source: Path, output: TextIO) -> int:
+    count = 0
+    with _progress(source.stat().st_size) as advance:
         for prediction in runtime.stream(_read_texts(texts, source, advance)):
             output.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
             count += 1
     return count
 
 
-def _open(path: Path, mode: str) -> TextIO:
+def _open_texts(source: Path) -> TextIO:
+    with _errors_as_one("input", source, "opened"):
+        return open(source, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def _errors_as_one(what: str, path: Path, done: str) -> Iterator[None]:
     try:
-        return cast(TextIO, open(path, mode, encoding="utf-8", newline=""))
+        yield
     except OSError as error:
-        what = "input" if mode == "r" else "output"
-        raise UserError(f"{what} {str(path)!r} cannot be opened: {error.strerror}; give the path of a file") from error
+        raise UserError(f"{what} {str(path)!r} cannot be {done}: {error.strerror}; give the path of a file") from error
 
 
 def _read_texts(file: TextIO, source: Path, advance: Callable[[int], None]) -> Iterator[Text]:

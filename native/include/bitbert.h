@@ -1,7 +1,8 @@
 /* BitBERT: answers from packed 1-bit BERT checkpoints, in C. README.md beside this folder is the guide.
  *
  * Every function that can fail returns NULL or a non-zero number; bitbert_error() then says in one sentence what was
- * got, what was wanted and what to do. A model may be used from several threads: runs take turns.
+ * got, what was wanted and what to do. A model may be used from several threads: runs take turns. In a process that was
+ * forked while no run was under way a model answers with one thread, until bitbert_set_threads() is called there.
  */
 #ifndef BITBERT_H
 #define BITBERT_H

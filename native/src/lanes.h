@@ -40,10 +40,17 @@ BB_INLINE void lanes_store(float *address, bb_floats vector) { memcpy(address, &
 
 BB_INLINE bb_floats lanes_spread(float value) { return value - (bb_floats){0}; }
 
+/* Lanes of v in another order; GCC has clang's name for it since version 12. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define BB_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define BB_SHUFFLE(v, ...) __builtin_shuffle(v, (bb_ints){__VA_ARGS__})
+#endif
+
 BB_INLINE float lanes_sum(bb_floats v) {
-    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += BB_SHUFFLE(v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += BB_SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += BB_SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     return v[0] + v[1];
 }
 

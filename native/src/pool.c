@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 typedef struct {
     bb_pool *pool;
@@ -13,6 +14,7 @@ typedef struct {
 
 struct bb_pool {
     size_t num_threads;
+    pid_t process; /* whose threads they are: a forked child has none of them */
     worker *workers; /* worker 0 is the caller of bb_pool_run and has no thread */
     pthread_mutex_t mutex;
     pthread_cond_t start, done;
@@ -58,6 +60,7 @@ bb_pool *bb_pool_create(size_t num_threads) {
     pthread_cond_init(&pool->start, NULL);
     pthread_cond_init(&pool->done, NULL);
     pool->num_threads = 1;
+    pool->process = getpid();
     for (size_t index = 1; pool->workers && index < num_threads; index++) {
         pool->workers[index] = (worker){.pool = pool, .index = index};
         if (pthread_create(&pool->workers[index].thread, NULL, work, &pool->workers[index])) break;
@@ -72,14 +75,16 @@ bb_pool *bb_pool_create(size_t num_threads) {
 
 void bb_pool_free(bb_pool *pool) {
     if (!pool) return;
-    pthread_mutex_lock(&pool->mutex);
-    pool->stopping = true;
-    pthread_cond_broadcast(&pool->start);
-    pthread_mutex_unlock(&pool->mutex);
-    for (size_t index = 1; index < pool->num_threads; index++) pthread_join(pool->workers[index].thread, NULL);
-    pthread_cond_destroy(&pool->done);
-    pthread_cond_destroy(&pool->start);
-    pthread_mutex_destroy(&pool->mutex);
+    if (pool->process == getpid()) {
+        pthread_mutex_lock(&pool->mutex);
+        pool->stopping = true;
+        pthread_cond_broadcast(&pool->start);
+        pthread_mutex_unlock(&pool->mutex);
+        for (size_t index = 1; index < pool->num_threads; index++) pthread_join(pool->workers[index].thread, NULL);
+        pthread_cond_destroy(&pool->done);
+        pthread_cond_destroy(&pool->start);
+        pthread_mutex_destroy(&pool->mutex);
+    }
     free(pool->workers);
     free(pool);
 }
@@ -87,7 +92,7 @@ void bb_pool_free(bb_pool *pool) {
 size_t bb_pool_size(const bb_pool *pool) { return pool->num_threads; }
 
 void bb_pool_run(bb_pool *pool, size_t count, bb_task *task, void *context) {
-    if (pool->num_threads == 1 || count == 1) {
+    if (pool->num_threads == 1 || count == 1 || pool->process != getpid()) {
         for (size_t index = 0; index < count; index++) task(context, 0, index);
         return;
     }

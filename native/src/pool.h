@@ -14,7 +14,8 @@ bb_pool *bb_pool_create(size_t num_threads);
 void bb_pool_free(bb_pool *pool);
 size_t bb_pool_size(const bb_pool *pool);
 
-/* Runs task(context, worker, 0 ... count - 1), each index once, in any order; returns when all are done. */
+/* Runs task(context, worker, 0 ... count - 1), each index once, in any order; returns when all are done. A child that was
+ * forked between two runs has no threads but its own, which does all. */
 void bb_pool_run(bb_pool *pool, size_t count, bb_task *task, void *context);
 
 #endif

@@ -196,6 +196,22 @@ def test_too_small_a_corpus_is_refused(tmp_path: Path, make_config: MakeConfig) 
     assert not Path(config.output).exists()
 
 
+@pytest.mark.parametrize("changes", [{}, {"near_duplicates": {"similarity": 0.8}}])
+def test_a_corpus_of_which_nothing_stays_is_refused(
+    tmp_path: Path, make_config: MakeConfig, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a short line\n\nanother one\n")
+    message = r"no document of the corpus stays \(left out: too_short 2\); check .* text_field and .* \(min_chars=32\)"
+    with pytest.raises(UserError, match=message):
+        build_shards(make_config(path, **changes), workers=1)
+    path.write_text("")
+    with pytest.raises(UserError, match=r"\(left out: nothing\)"):
+        build_shards(make_config(path, **changes), workers=1)
+    write_jsonl(tmp_path / "b.jsonl", make_documents(60))
+    build_shards(make_config(tmp_path / "b.jsonl", **changes), replace=True, workers=1)
+
+
 def test_tokenizer_is_pinned_by_its_fingerprint(corpus: Path, make_config: MakeConfig, tokenizer: Tokenizer) -> None:
     build_shards(make_config(corpus, tokenizer_fingerprint=tokenizer.fingerprint[:12]), workers=1)
     with pytest.raises(UserError, match=f"has fingerprint {tokenizer.fingerprint}, the config wants 0123456789"):

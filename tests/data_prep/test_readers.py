@@ -29,7 +29,7 @@ def read(
     config = SourceConfig(path=str(path), **source)
     documents: list[str] = []
     drops: dict[str, int] = {}
-    for unit in list_units([config], range_bytes=range_bytes):
+    for unit in list_units([config], policy=policy, range_bytes=range_bytes):
         reader = UnitReader(unit, config, policy, max_chars)
         documents += reader.documents()
         for reason, count in reader.drops.items():
@@ -81,6 +81,64 @@ def test_parquet_in_row_groups(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-100])
     with pytest.raises(UserError, match="not a whole parquet file"):
         read(tmp_path)
+
+
+def test_damaged_parquet_files_are_counted_under_skip(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    documents = make_documents(400)
+    for name in ("a", "b", "c"):
+        pq.write_table(pa.table({"text": documents}), tmp_path / f"{name}.parquet", row_group_size=100)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-100])
+    inside = len(whole) // 2
+    (tmp_path / "b.parquet").write_bytes(whole[:inside] + bytes(4000) + whole[inside + 4000 :])
+    found, drops = read(tmp_path, policy="skip")
+    assert drops == {"damaged_file": 2}
+    assert found == documents[: len(found) - 400] + documents
+    with pytest.raises(UserError, match=r"b\.parquet.* cannot be read to its end .*copy it again"):
+        read(tmp_path / "b.parquet")
+
+
+def _strings(contents: list[bytes | None]) -> Any:
+    """A string column of any bytes, as other writers make them: pyarrow's own checks them."""
+    import pyarrow as pa
+
+    array = pa.array(contents, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(array), array.buffers())
+
+
+def test_parquet_rows_that_are_not_utf8(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": _strings([b"one", None, b"caf\xe9", b"two"])}), path, row_group_size=2)
+    assert read(path, policy="skip", range_bytes=1) == (["one", "", "two"], {"invalid_utf8": 1})
+    with pytest.raises(UserError, match=r"row 3: not UTF-8 \(byte 0xe9 at offset 3\).*bad_input=skip"):
+        read(path, range_bytes=1)
+
+
+@pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary"])
+def test_parquet_columns_of_every_string_type(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array(["one", "caf\u00e9", "one"])
+    column = texts.dictionary_encode() if kind == "dictionary" else texts.cast(getattr(pa, kind)())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    assert read(tmp_path) == (["one", "caf\u00e9", "one"], {})
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_a_parquet_column_without_text_is_refused(tmp_path: Path, policy: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": [1, 2], "body": ["a", "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="column 'id' holds int64, wanted strings; set text_field"):
+        read(tmp_path, policy=policy, text_field="id")
 
 
 def test_hub_datasets_are_read_shard_by_shard(tmp_path: Path) -> None:
@@ -165,6 +223,8 @@ def test_ranges_of_json_lines_give_each_row_once(
             r"line 2: no text in field 'text'; found \['body'\]; set text_field",
         ),
         (b"[1]", "invalid_row", "line 2: no text in field 'text'; found list"),
+        (b"[" * 100_000, "invalid_row", r"line 2: not JSON \(nested too deeply\)"),
+        (b'{"text": "x", "id": ' + b"7" * 5000 + b"}", "invalid_row", r"line 2: not JSON \(Exceeds the limit"),
     ],
 )
 def test_bad_rows_stop_the_build_or_are_counted(tmp_path: Path, row: bytes, reason: str, message: str) -> None:
@@ -175,6 +235,54 @@ def test_bad_rows_stop_the_build_or_are_counted(tmp_path: Path, row: bytes, reas
     assert "\n" not in str(caught.value)
     assert "bad_input=skip" in str(caught.value)
     assert read(path, policy="skip") == (["one", "two"], {reason: 1})
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_json_lines_under_the_name_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """C4 ships so. A bad row concerns itself alone, and the bound of JSON documents is not theirs."""
+    monkeypatch.setattr("bitbert.data_prep.readers._LARGEST_JSON_BYTES", 100)
+    documents = make_documents(60)
+    rows = [json.dumps({"text": text}).encode() for text in documents]
+    path = tmp_path / f"c4-train.00000.json{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](b"\n".join(rows)))
+    assert read(path) == (documents, {})
+    path.write_bytes(COMPRESSORS[suffix](b'{"text": "caf\xe9"}\r\n\r\n' + b"\r\n".join(rows)))
+    assert read(path, policy="skip") == (documents, {"invalid_utf8": 1})
+    with pytest.raises(UserError, match="line 1: not UTF-8"):
+        read(path)
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 1}, {"separators": (",\n", ":")}])
+def test_json_documents_in_every_layout(tmp_path: Path, layout: dict[str, Any]) -> None:
+    path = tmp_path / "a.json"
+    rows = [{"text": text, "about": {"x": {}}} for text in make_documents(20)]
+    for content in (rows, {str(number): row for number, row in enumerate(rows)}):
+        path.write_text(json.dumps(content, **layout), encoding="utf-8")
+        assert read(path) == (make_documents(20), {})
+    path.write_text(json.dumps(rows[0], **layout), encoding="utf-8")
+    assert read(path) == (make_documents(20)[:1], {})
+
+
+def test_a_json_file_without_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("5")
+    with pytest.raises(
+        UserError, match="the whole file: holds int; a list of objects, or one object a line, is wanted"
+    ):
+        read(path)
+    assert read(path, policy="skip") == ([], {"invalid_row": 1})
+    path.write_text('[{"text": "x"}')
+    with pytest.raises(UserError, match=r"not JSON \(.*\); a list of objects, or one object a line, is wanted"):
+        read(path)
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+@pytest.mark.parametrize("content", ['{"text": "one"}\n{"text": "two"}\n', '[{"text": "one"}, {"text": "two"}]'])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, policy: str, content: str) -> None:
+    for kind in ("json",) if content.startswith("[") else ("json", "jsonl"):
+        path = tmp_path / f"a.{kind}"
+        path.write_text(content, encoding="utf-8-sig")
+        assert read(path, policy=policy) == (["one", "two"], {})
 
 
 def test_invalid_utf8_in_text_files_names_the_place(tmp_path: Path) -> None:
@@ -235,3 +343,17 @@ def test_folders_and_globs_are_sorted(tmp_path: Path) -> None:
         "d.jsonl.xz",
     ]
     assert [Path(unit.origin).name for unit in list_units([SourceConfig(path=f"{tmp_path}/*.jsonl")])] == ["b.jsonl"]
+
+
+def test_what_a_build_makes_is_not_its_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ("out/train/manifest.json", ".out.work/units/000000.json", ".out.tmp-7/report.json")
+    for name in ("a.jsonl", "sub/out/b.json", "outer/c.json", *own):
+        Path("corpus", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("corpus", name).touch()
+    output = Path("elsewhere/../corpus/out")
+    for source in ("corpus", str(tmp_path / "corpus"), "corpus/**/*.json*"):
+        units = list_units([SourceConfig(path=source)], output=output)
+        assert [Path(unit.origin).name for unit in units] == ["a.jsonl", "c.json", "b.json"]
+    with pytest.raises(UserError, match=r"no file there but those of the output '.*corpus'; give a file"):
+        list_units([SourceConfig(path="corpus")], output=Path("corpus"))

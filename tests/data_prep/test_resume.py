@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bitbert.config import dump_config
-from bitbert.data_prep import blocks, rows
+from bitbert.data_prep import blocks, rows, write_shards
 from bitbert.data_prep.config import DataConfig
+from bitbert.data_prep.sources import list_units
 from bitbert.data_prep.workers import WorkerPool
 from bitbert.data_prep.write_shards import Share, build_shards, build_share
 from bitbert.errors import UserError
@@ -174,6 +176,38 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(
     resumed = tree_hashes(tmp_path / "shards")
     build_shards(config, replace=True, workers=1)
     assert resumed == tree_hashes(tmp_path / "shards")
+
+
+def test_a_file_of_several_ranges_may_grow_and_shrink(
+    tmp_path: Path, corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A range more or less gives other numbers to the units behind it: they are read again, too."""
+    monkeypatch.setattr(write_shards, "list_units", partial(list_units, range_bytes=8000))
+    config = make_config(corpus)
+    for count in (60, 59, 20, 90):
+        write_jsonl(corpus / "part-03.jsonl", make_documents(count, seed=9))
+        for _ in range(2):
+            build_share(config, Share(0, 1), workers=1)
+    build_shards(config, workers=1)
+    resumed = tree_hashes(tmp_path / "shards")
+    build_shards(config, replace=True, workers=1)
+    assert resumed == tree_hashes(tmp_path / "shards")
+
+
+def test_an_output_below_its_corpus_continues_and_is_replaced(
+    tmp_path: Path, corpus: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(corpus, output=str(corpus / "shards"))
+    build_share(config, Share(0, 2), workers=1)
+    build_shards(config, workers=1)
+    first = tree_hashes(corpus / "shards")
+    build_shards(config, replace=True, workers=1)
+    assert tree_hashes(corpus / "shards") == first
+    beside = make_config(corpus, output=str(tmp_path / "beside"))
+    (corpus / "shards").rename(tmp_path / "moved")
+    build_shards(beside, workers=1)
+    shard = Path("train", "shard-00000.arrow")
+    assert (tmp_path / "beside" / shard).read_bytes() == (tmp_path / "moved" / shard).read_bytes()
 
 
 def test_remains_of_another_build_are_named(corpus: Path, make_config: MakeConfig) -> None:

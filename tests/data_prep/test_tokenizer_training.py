@@ -1,5 +1,6 @@
 """Trained tokenizers: the same bytes on every run, and good for the whole pipeline."""
 
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 
 from bitbert.config import dump_config
 from bitbert.data_prep.config import DataConfig, TokenizerConfig
-from bitbert.data_prep.train_tokenizer import count_words, train_tokenizer
+from bitbert.data_prep.train_tokenizer import _sample_sentences, count_words, train_tokenizer
 from bitbert.data_prep.wordpiece import learn_vocabulary
 from bitbert.data_prep.write_shards import build_shards
 from bitbert.errors import UserError
@@ -136,6 +137,32 @@ def test_sentences_are_sampled_with_a_bound(make_training: Callable[..., Tokeniz
     again = train_tokenizer(make_training(kind="sentencepiece", max_sentences=300, vocab_size=70), replace=True)
     other = train_tokenizer(make_training(kind="sentencepiece", max_sentences=300, vocab_size=70, seed=7), replace=True)
     assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_text_without_sentence_ends_is_learnt_from(
+    tmp_path: Path, make_training: Callable[..., TokenizerConfig]
+) -> None:
+    """SentencePiece leaves out sentences above 4192 bytes; 1,400 Thai letters are that long."""
+    letters = "".join(chr(code) for code in range(0x0E01, 0x0E2F))
+    stream = random.Random(0)
+    documents = ["".join(stream.choices(letters, k=4000)) for _ in range(20)]
+    path = write_jsonl(tmp_path / "thai.jsonl", [*documents, *make_documents(100)])
+    config = make_training(kind="sentencepiece", sources=[{"path": str(path)}], vocab_size=150)
+    pieces = [piece for piece in _sample_sentences(config) if piece[0] in letters]
+    assert "".join(pieces) == "".join(documents)
+    assert max(len(piece.encode()) for piece in pieces) <= 4000
+    trained = train_tokenizer(config)
+    (ids,) = trained.encode_batch([documents[0]])
+    assert trained.unk_id not in ids
+
+
+def test_a_tokenizer_below_its_corpus_is_replaced(
+    tmp_path: Path, make_training: Callable[..., TokenizerConfig]
+) -> None:
+    """Its vocab.txt and tokenizer.json are no corpus."""
+    config = make_training(sources=[{"path": str(tmp_path)}])
+    first = train_tokenizer(config).fingerprint
+    assert train_tokenizer(config, replace=True).fingerprint == first
 
 
 def test_vocabularies_that_cannot_be_are_refused(tmp_path: Path, make_training: Callable[..., TokenizerConfig]) -> None:

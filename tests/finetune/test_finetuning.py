@@ -21,7 +21,7 @@ from bitbert.finetune.run import finetune
 from bitbert.finetune.source import open_source
 from bitbert.finetune.tasks import TASKS
 from bitbert.finetune.train import encode_task
-from bitbert.model import BitBertForQuestionAnswering, BitBertForTokenClassification
+from bitbert.model import BitBertForPreTraining, BitBertForQuestionAnswering, BitBertForTokenClassification
 from bitbert.model.export import pack_model
 from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime
@@ -158,6 +158,18 @@ def test_evaluating_every_few_steps(pair_task: TaskData, saved_model: Path, tmp_
     run(saved_model, pair_task, tmp_path, eval_every=3)
     result = json.loads((tmp_path / "seed-0" / "result.json").read_text())
     assert [entry["step"] for entry in result["history"]] == [3, 6, 8]  # and the last step
+
+
+def test_a_model_saved_in_half_precision_starts_in_float32(saved_model: Path, tiny_tokenizer, tmp_path: Path) -> None:
+    half = BitBertForPreTraining.from_pretrained(saved_model / "final", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    source = open_source(str(tmp_path), None)
+    assert {tensor.dtype for tensor in source.tensors.values() if tensor.is_floating_point()} == {torch.float32}
+    whole = open_source(str(saved_model), None)
+    name = "bitbert.layers.0.output.weight"
+    assert torch.equal(source.tensors[name], whole.tensors[name].bfloat16().float())
+    assert source.fingerprint != whole.fingerprint
 
 
 def test_packed_and_latent_sources_start_from_the_same_function(

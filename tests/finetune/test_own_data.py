@@ -109,6 +109,22 @@ def test_long_contexts_are_read_in_windows(tiny_tokenizer: Tokenizer) -> None:
     assert head.score(["old king", "queen"], examples) == {"f1": 0.5, "exact_match": 0.5}
 
 
+def test_texts_are_read_as_they_are(tmp_path: Path) -> None:
+    tabs = write(tmp_path / "a.tsv", 'text\tlabel\n"a\tyes\nb\tno\nc"\tyes\n')
+    assert read_own_task(tabs, tabs).train.texts == ['"a', "b", 'c"']  # no row runs on to the next quotation mark
+    long = write(tmp_path / "long.csv", f"text,label\n{'word ' * 30_000},yes\nb,no\n")
+    assert len(read_own_task(long, long).train.texts[0]) == 150_000
+    text = "one\u2028two\u0085three"
+    lines = "".join(
+        json.dumps({"text": text, "label": name}, ensure_ascii=False) + "\n" for name in ("yes", "no", "no")
+    )
+    separators = write(tmp_path / "a.jsonl", lines)
+    assert read_own_task(separators, separators).train.texts == [text] * 3
+    booleans = write(tmp_path / "b.jsonl", [{"text": "a", "label": True}, {"text": 3, "label": False}])
+    task = read_own_task(booleans, booleans)
+    assert (task.train.texts, task.head.labels) == (["a", "3"], ("False", "True"))
+
+
 @pytest.mark.parametrize(
     ("train", "evaluation", "message"),
     [
@@ -120,6 +136,10 @@ def test_long_contexts_are_read_in_windows(tiny_tokenizer: Tokenizer) -> None:
         ("text,score\na,nan\n", "text,score\nc,1\n", "wanted a finite number"),
         ("text,label\na,yes\nb\n", "text,label\nc,yes\n", "example 2: no 'label'"),
         ("text,label\na,yes\nb,no\n", "words,label\nc,yes\n", "example 1: no 'text'"),
+        ("text,label\na,yes\nb,no\nwhat,\n", "text,label\nc,yes\n", "example 3: no 'label'"),
+        ("label,text\n0,a\n1,Hello, dear world\n", "text,label\nc,1\n", "line 3: 3 cells, the header has 2,"),
+        ("text;label\nHello, world;1\n", "text,label\nc,1\n", "the header has 1, .'text;label'.; commas separate"),
+        ('text,label\n"a,yes\nb,no\n', "text,label\nc,yes\n", "after line 1: unexpected end of data; repair"),
     ],
 )
 def test_bad_tables(tmp_path: Path, train: str, evaluation: str, message: str) -> None:
@@ -137,6 +157,18 @@ def test_bad_tables(tmp_path: Path, train: str, evaluation: str, message: str) -
         ([{**QUESTION, "answers": {"text": [], "answer_start": []}}], "no answer; wanted SQuAD 1.1"),
         ([{**QUESTION, "answers": {"text": ["king"], "answer_start": [0]}}], "'king' is not at character 0"),
         ([{**QUESTION, "context": 1}], "wanted question, context and answers"),
+        ([{**QUESTION, "answers": {"text": "old king", "answer_start": 4}}], "two lists of the same length"),
+        ([{**QUESTION, "answers": {"text": ["old king"], "answer_start": []}}], "two lists of the same length"),
+        ([{**QUESTION, "answers": {"text": [4], "answer_start": [4]}}], "answer 4 is not at character 4"),
+        ([{"text": ["a", "b"], "label": "yes"}], r"example 1: text \['a', 'b'\], wanted a string"),
+        (
+            [{"text": "a", "label": label} for label in (1, 1.0, True)],
+            "classes of type bool, float, int; wanted one type",
+        ),
+        ([{"text": "a", "label": ["x"]}, {"text": "b", "label": ["y"]}], "classes of type list"),
+        ([{"tokens": ["a", "b"], "tags": ["O", None]}], "classes of type NoneType, str"),
+        ([{"tokens": [["a"]], "tags": ["O"]}], "wanted a string"),
+        ('{"text": "half \\ud83d", "label": "yes"}\n', "line 1: .* is one half of a character"),
     ],
 )
 def test_bad_lines(tmp_path: Path, rows: str | list[Any], message: str) -> None:

@@ -43,7 +43,7 @@ def run(module: nn.Module, x: Tensor, *arguments: Any, autocast: torch.dtype | N
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
         output = module(x, *arguments)
     output = output[0] if isinstance(output, tuple) else output
-    output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(4)))
+    output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float32))
     gradients = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
     return {"output": output.detach(), "x": x.grad, **gradients}
 
@@ -168,6 +168,21 @@ def test_a_type_without_kernels_leaves_products_in_float32(use: Any) -> None:
     for module, inputs in ((linear, (x,)), (attention, (hidden, None))):
         relative = 0 if load_kernels() is not None else 0.02
         assert_close(run(module, *inputs, autocast=torch.float16), run(module, *inputs), relative=relative, absolute=0)
+
+
+def test_neither_the_default_type_nor_strides_matter(use: Any) -> None:
+    linear, attention = make_linear(64, 32, "unsigned", "channel"), make_attention(0.0, 0.1)
+    inputs = ((linear, (torch.randn(2, 16, 64),)), (attention, (torch.randn(3, 20, 24), None)))
+    use("native")
+    expected = [run(module, *arguments) for module, arguments in inputs]
+    linear.weight.data = linear.weight.data.t().contiguous().t()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [run(module, *arguments) for module, arguments in inputs]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, relative=1e-6)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

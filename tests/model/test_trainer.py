@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -41,6 +42,17 @@ def test_auto_tokenizer_gives_our_ids(saved: Path, tiny_tokenizer: Tokenizer) ->
     tokenizer.save_pretrained(saved.parent / "again")
     again = AutoTokenizer.from_pretrained(saved.parent / "again")
     assert again(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
+
+
+def test_long_texts_are_cut_to_what_the_model_takes(saved: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    positions = AutoConfig.from_pretrained(saved).max_position_embeddings
+    assert tokenizer.model_max_length == positions
+    classify = pipeline("text-classification", model=str(saved))
+    assert classify("river " * 300, truncation=True)[0]["score"] > 0
+    tokenizer.model_max_length = 7
+    tokenizer.save_pretrained(saved)
+    assert AutoTokenizer.from_pretrained(saved).model_max_length == 7
 
 
 def test_auto_tokenizer_says_that_sentencepiece_is_not_for_it() -> None:

@@ -1,6 +1,7 @@
 """transformers' side: Auto classes, save and load, heads, resizing, initialisation from a full-precision BERT."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,14 @@ from transformers import (
 )
 
 from bitbert.errors import UserError
-from bitbert.model import METHOD_FIELDS, PRESETS, BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model import (
+    METHOD_FIELDS,
+    PRESETS,
+    BitBertConfig,
+    BitBertForPreTraining,
+    BitBertForSequenceClassification,
+    preset_fields,
+)
 from bitbert.model.convert import from_full_precision
 from bitbert.model.linear import BinaryEmbedding
 from tests.conftest import TINY_SHAPE, tiny_model
@@ -129,6 +137,74 @@ def test_half_precision_keeps_thresholds(tmp_path: Path) -> None:
         torch.float32,
         torch.float32,
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("bipft-b", torch.bfloat16),
+        ("bitbert", torch.float16),
+        ("bibert", torch.bfloat16),
+        ("ternarybert", torch.bfloat16),  # sums of its 8-bit codes are beyond float16
+    ],
+)
+def test_models_of_half_precision_run_and_come_back(tmp_path: Path, method: str, dtype: torch.dtype) -> None:
+    model = tiny_model(method, vocab_size=100)
+    ids = torch.randint(5, 100, (2, 9))
+    expected = model.eval()(ids).prediction_logits
+    model.save_pretrained(tmp_path)
+    half = BitBertForPreTraining.from_pretrained(tmp_path, dtype=dtype)
+    half.save_pretrained(tmp_path / "again")
+    again = BitBertForPreTraining.from_pretrained(tmp_path / "again")
+    for loaded in (half, again):
+        found = loaded.eval()(ids)
+        assert found.prediction_logits.dtype == dtype
+        assert torch.isfinite(found.prediction_logits).all()
+        assert (found.prediction_logits.float() - expected).std() < expected.std()  # some bits flip
+        found.prediction_logits.float().square().mean().backward()
+        assert loaded.bitbert.layers[0].attention.query.weight.grad.abs().sum() > 0
+
+
+def test_losses_are_those_of_the_problem_type() -> None:
+    ids, functional = torch.randint(5, 100, (4, 6)), torch.nn.functional
+
+    def run(labels: torch.Tensor, **fields: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        config = tiny_model("bipft-b", vocab_size=100).config
+        model = BitBertForSequenceClassification(BitBertConfig(**{**config.to_diff_dict(), **fields})).eval()
+        output = model(ids, labels=labels)
+        return output.loss, output.logits
+
+    classes, several, values = torch.tensor([0, 2, 1, 1]), torch.randint(0, 2, (4, 3)).float(), torch.randn(4, 3)
+    loss, logits = run(classes, num_labels=3)
+    assert torch.equal(loss, functional.cross_entropy(logits, classes))
+    loss, logits = run(several, num_labels=3, problem_type="multi_label_classification")
+    assert torch.equal(loss, functional.binary_cross_entropy_with_logits(logits, several))
+    assert torch.equal(run(several, num_labels=3)[0], loss)
+    loss, logits = run(values, num_labels=3, problem_type="regression")
+    assert torch.equal(loss, functional.mse_loss(logits, values))
+    loss, logits = run(values[:, 0], num_labels=1)
+    assert torch.equal(loss, functional.mse_loss(logits[:, 0], values[:, 0]))
+
+
+def test_autocast_rounds_no_regression_target() -> None:
+    config = tiny_model("bipft-b", vocab_size=100).config
+    model = BitBertForSequenceClassification(BitBertConfig(**{**config.to_diff_dict(), "num_labels": 1})).eval()
+    model.classifier.bias.data.fill_(2000.0)
+    model.classifier.weight.data.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randint(5, 100, (4, 6)), labels=torch.tensor([1995.0, 1996.0, 1998.0, 2003.0])).loss
+    assert loss.item() == 13.5
+
+
+def test_traced_and_exported_models_answer_alike() -> None:
+    model, ids = tiny_model("bipft-b", vocab_size=100).bitbert.eval(), torch.randint(5, 100, (2, 9))
+    expected = model(ids).last_hidden_state
+    traced = torch.jit.trace(model, (ids,), strict=False)(ids)
+    exported = torch.export.export(model, (ids,)).module()(ids)
+    for found in (traced, exported):
+        found = found["last_hidden_state"] if isinstance(found, dict) else found.last_hidden_state
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_unknown_preset_and_shapes() -> None:

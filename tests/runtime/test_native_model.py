@@ -1,5 +1,8 @@
 """The native forward pass: against numpy decision by decision, against torch, alone and in batches."""
 
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from tests.runtime.conftest import METHODS, ODD_SHAPE, MakePacked, sequences
 ISAS = instruction_sets()
 WANTED = ("states", "last", "pooled", "logits")
 WIDE_SHAPE = {"hidden_size": 256, "num_attention_heads": 2, "intermediate_size": 320, "max_position_embeddings": 64}
-SHAPES = {"odd": ODD_SHAPE, "wide heads": WIDE_SHAPE, "tiny": {}}
+SHAPES = {"odd": ODD_SHAPE, "wide heads": WIDE_SHAPE, "one head": {"num_attention_heads": 1}, "tiny": {}}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -87,6 +90,28 @@ def test_threads_give_the_same_bits(make_packed: MakePacked, num_threads: int) -
     for _ in range(3):
         together = model.run(*batch, WANTED)
         assert all(np.array_equal(alone[name], together[name]) for name in WANTED)
+
+
+def test_a_forked_child_answers(make_packed: MakePacked) -> None:
+    """It has none of the pool's threads: it must neither wait for them nor for their end."""
+    _, packed = make_packed("bitbert", **ODD_SHAPE)
+    batch = sequences([40, 3, 20], packed.config.vocab_size)
+    model = NativeModel(packed.config, packed.tensors)
+    model.set_threads(3)
+    expected = model.run(*batch, WANTED)
+
+    def answer() -> None:
+        found = model.run(*batch, WANTED)
+        model.set_threads(2)
+        again = model.run(*batch, WANTED)
+        same = all(np.array_equal(expected[name], each[name]) for name in WANTED for each in (found, again))
+        os._exit(0 if same else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=answer)
+    child.start()
+    child.join(timeout=60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 def test_a_batch_of_33_equals_its_sequences_alone(make_packed: MakePacked) -> None:

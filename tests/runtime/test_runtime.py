@@ -1,6 +1,9 @@
 """The deploy side as a person uses it: Runtime, files of texts, the command line, and life without a compiler."""
 
 import json
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +120,55 @@ def test_a_file_is_answered_line_by_line(runtime: Runtime, tmp_path: Path) -> No
     found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     expected = runtime.classify(["the river", ("the king", "the old bridge"), "", "queen"])
     assert [(answer["label"], answer["logits"]) for answer in found] == [(one.label, one.logits) for one in expected]
+
+
+def test_an_output_changes_as_a_whole_or_not_at_all(runtime: Runtime, tmp_path: Path) -> None:
+    texts, answers = tmp_path / "texts.tsv", tmp_path / "answers.jsonl"
+    texts.write_bytes(b"the river\rthe king\nqueen\r\n")
+    assert predict_file(runtime, texts, answers) == 2  # a lone carriage return ends no line
+    before = answers.read_bytes()
+    texts.write_text("the river\na\tb\tc\n", encoding="utf-8")
+    with pytest.raises(UserError, match="3 fields"):
+        predict_file(runtime, texts, answers)
+    assert answers.read_bytes() == before
+    texts.write_text("the river\nthe king\n", encoding="utf-8")
+    assert predict_file(runtime, texts, texts) == 2
+    assert [sorted(json.loads(line)) for line in texts.read_text().splitlines()] == 2 * [["label", "logits", "score"]]
+    with pytest.raises(UserError, match=r"output .* cannot be written: Is a directory"):
+        predict_file(runtime, answers, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.jsonl", "texts.tsv"]
+
+
+def test_a_pipe_is_written_as_answers_come(runtime: Runtime, tmp_path: Path) -> None:
+    texts, pipe = tmp_path / "texts.tsv", tmp_path / "pipe"
+    texts.write_text("the river\nthe king\n", encoding="utf-8")
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(pipe.read_text)
+        assert predict_file(runtime, texts, pipe) == 2
+        assert len(reader.result(timeout=60).splitlines()) == 2
+    assert not pipe.is_file()
+
+
+def test_text_that_is_not_unicode_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(UserError, match=r"text 'caf\\udce9' holds bytes that are not UTF-8"):
+        runtime.classify(["caf\udce9"])
+    with pytest.raises(UserError, match="not UTF-8"):
+        runtime.encode([("the river", "\ud800")])
+
+
+def test_numpy_says_that_it_answers_for_want_of_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("BITBERT_ISA", raising=False)
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "absent.so")
+    native.load_library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no native library was built, so numpy answers"):
+            assert Runtime.load(PACKED).isa == "numpy"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert Runtime.load(PACKED, isa="numpy").isa == "numpy"
+    finally:
+        native.load_library.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,17 @@ def test_what_is_done_is_left_out(site: Site, pipeline: dict[str, str]) -> None:
     ]
 
 
+def test_nothing_is_submitted_when_all_is_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(site.root)
+    done = site.config("done.yaml", {**site.data, "output": "runs/done"})
+    build_shards(load_config(DataConfig, done), workers=1)
+    for options in ([], ["--dry-run"]):
+        result = site.pipeline(*options, done)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.endswith("data_prep: runs/done is built\nnothing is left to do\n")
+        assert "job" not in result.stdout
+
+
 def test_a_failing_stage_stops_the_later_ones_and_the_report_says_why(site: Site, tiny_teacher: Path) -> None:
     (site.root / "damaged.jsonl").write_text('{"text": "A whole row."}\n{"text": "half a ro\n', encoding="utf-8")
     data = {"output": "runs/damaged", "sources": [{"path": "damaged.jsonl"}], "tokenizer": str(tiny_teacher)}
