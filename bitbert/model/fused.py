@@ -276,7 +276,7 @@ class _Squares(Function):
 
 def weighted_squares(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     """Sum of weights * (a - b)^2, a scalar; a, b (..., width), weights (..., 1). Gradients flow to ``a`` alone."""
-    kernels = kernels_for(a)
-    if kernels is None or b.dtype != torch.float32 or weights.dtype != torch.float32:
+    kernels = kernels_for(a, b, weights)
+    if kernels is None:
         return ((a - b.detach()).square() * weights.detach()).sum()
     return _Squares.apply(kernels, a, b, weights)
