@@ -1,8 +1,9 @@
 """Recipes of pretraining at one small budget: python benchmarks/choose_recipe.py --json PATH [KEY=VALUE]...
 
-benchmarks/recipes.yaml holds a base config and the recipes, each a list of changes to it; KEY=VALUE changes the base of
-all. Each is pretrained on the same rows and masks, and measured on held-out rows (distance_to_teacher.py) and as a
-sentence encoder without finetuning (STS-B dev, Spearman). What failed stays in the table, with the reason.
+benchmarks/recipes.yaml holds a base config and the recipes, each a list of changes to it, or of other recipes' lists;
+KEY=VALUE changes the base of all. Each is pretrained on the same rows and masks, and measured on held-out rows
+(distance_to_teacher.py) and as a sentence encoder without finetuning (STS-B dev, Spearman). What failed stays in the
+table, with the reason.
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again. PATH is rewritten
 after every recipe, PATH with .md holds the table, best last layer first. --detach goes on in the background.
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,21 @@ def read_recipes(path: Path, changes: list[str], work: Path, only: list[str]) ->
         raise UserError(f"--only {unknown[0]} is not a recipe of {path}; known: {', '.join(data['recipes'])}")
     configs = {}
     for name in only or data["recipes"]:
-        fields = parse_overrides([*data["recipes"][name], f"output={work / name}"], _base(data, changes))
+        own = [*_flat(data["recipes"][name]), f"output={work / name}"]
+        fields = parse_overrides(own, _base(data, changes))
         config = check_config(PretrainConfig, fields, f"recipe {name}")
         require_local_or_hub(config.teacher, f"recipe {name}: teacher")
         refuse_other_run(config)
         configs[name] = config
     return configs
+
+
+def _flat(changes: list[Any]) -> Iterator[str]:
+    for change in changes:
+        if isinstance(change, list):
+            yield from _flat(change)
+        else:
+            yield change
 
 
 def _base(data: dict[str, Any], changes: list[str]) -> dict[str, Any]:

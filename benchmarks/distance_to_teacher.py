@@ -1,7 +1,8 @@
 """How far a pretrained model is from its teacher: python benchmarks/distance_to_teacher.py RUN --json PATH
 
 For held-out rows of RUN's own config, masked as in training: the relative error of the embeddings' and each layer's
-states against the teacher's, ||h_s - h_t|| / ||h_t||, and their mean cosine; masked-LM loss and accuracy.
+states against the teacher's, ||h_s - h_t|| / ||h_t||, and their mean cosine; the share of keys that each layer attends
+to, and its step of attention probabilities; masked-LM loss and accuracy.
 """
 
 import argparse
@@ -29,16 +30,23 @@ def measure(final: Path, teacher: Teacher, heldout: BatchMaker, num_rows: int, b
 
     Returns:
         ``layer_error`` and ``layer_cosine``: a number for the embeddings and each layer, over text tokens;
+        ``attended`` and ``attention_step``: a number for each layer, the share of (query, key) pairs of text over all
+        heads whose bit is 1, and the learned step, before its floor of 1e-5;
         ``mlm_loss`` and ``mlm_accuracy`` at masked positions.
     """
     student = BitBertForPreTraining.from_pretrained(final, dtype=torch.float32).eval()
     rows = heldout.sample_rows(0, min(num_rows, len(heldout.reader)))
     sums = torch.zeros(3, student.config.num_hidden_layers + 1, dtype=torch.float64)
-    loss = right = masked = tokens = 0.0
+    attended = torch.zeros(student.config.num_hidden_layers, dtype=torch.float64)
+    loss = right = masked = tokens = pairs = 0.0
+    wanted = {"output_hidden_states": True, "output_attentions": True}
     for start in range(0, len(rows), batch_size):
         batch = heldout.batch(rows[start : start + batch_size])
-        output = student(**batch.inputs(), masked_positions=batch.masked_positions, output_hidden_states=True)
+        output = student(**batch.inputs(), masked_positions=batch.masked_positions, **wanted)
         text = batch.attention_mask.bool()
+        both = text[:, None, :, None] & text[:, None, None, :]
+        attended += torch.stack([(bits.bool() & both).double().mean(dim=1).sum() for bits in output.attentions])
+        pairs += both.sum().item()
         for layer, (ours, theirs) in enumerate(zip(output.hidden_states, teacher(batch).hidden_states, strict=True)):
             ours, theirs = ours[text].double(), theirs[text].double()
             cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
@@ -50,6 +58,8 @@ def measure(final: Path, teacher: Teacher, heldout: BatchMaker, num_rows: int, b
     return {
         "layer_error": (sums[0] / sums[1]).sqrt().tolist(),
         "layer_cosine": (sums[2] / tokens).tolist(),
+        "attended": (attended / pairs).tolist(),
+        "attention_step": [layer.attention.probability_binarizer.alpha.item() for layer in student.bitbert.layers],
         "mlm_loss": loss / masked,
         "mlm_accuracy": right / masked,
     }
@@ -80,6 +90,8 @@ def table(found: dict[str, Any]) -> str:
             "| --- |" + " ---: |" * len(errors),
             "| relative error | " + " | ".join(f"{error:.3f}" for error in errors) + " |",
             "| cosine | " + " | ".join(f"{cosine:.3f}" for cosine in cosines) + " |",
+            "| attended | | " + " | ".join(f"{100 * share:.1f} %" for share in found["attended"]) + " |",
+            "| step | | " + " | ".join(f"{step:.2g}" for step in found["attention_step"]) + " |",
             "",
             f"masked-LM loss {found['mlm_loss']:.3f}, accuracy {100 * found['mlm_accuracy']:.1f} %",
         ]

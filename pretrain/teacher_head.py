@@ -24,13 +24,7 @@ from bitbert.model.precision import products_in
 from bitbert.tokenizer import Tokenizer, load_tokenizer
 from bitbert.tracking import RunStatus, Tracker, check_mlflow_uri, flatten
 
-from .checkpoint import (
-    load_model_weights,
-    newest_checkpoint,
-    remove_unfinished,
-    restore_moments,
-    save_checkpoint,
-)
+from .checkpoint import load_model_weights, newest_checkpoint, remove_unfinished, restore_moments, save_checkpoint
 from .config import LossSection
 from .data import Batch, BatchMaker
 from .evaluate import EVALUATION_EPOCH

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from bitbert.errors import UserError
 from bitbert.finetune.sequence import TextExamples
+from bitbert.model import BitBertForPreTraining
 from bitbert.model.methods import check_packable
 from bitbert.pretrain.curriculum import Curriculum
 from bitbert.pretrain.student import student_config
@@ -75,7 +76,7 @@ def tiny_recipes(tiny_shards: Path, tiny_teacher: Path, tmp_path: Path) -> Path:
         "eval_rows": 16,
         "calibration_rows": 4,
     }
-    recipes = {"broken": ["data.train=no-shards"], "channel": ["model.fields.weight_scale=channel"]}
+    recipes = {"broken": ["data.train=no-shards"], "channel": [[["steps=2"], "model.fields.weight_scale=channel"]]}
     path = tmp_path / "recipes.yaml"
     path.write_text(yaml.safe_dump({"base": base, "recipes": recipes}))
     return path
@@ -119,6 +120,7 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     alone = json.loads((tmp_path / "distance.json").read_text())
     assert {key: trained[key] for key in alone if key != "run"} == {key: alone[key] for key in alone if key != "run"}
     assert f"| {alone['layer_error'][-1]:.3f} |" in capsys.readouterr().out
+    assert attended_with_steps(run, [0.0, 4.0], tmp_path) == [1, 0]  # of text alone: rows are padded
     with pytest.raises(UserError, match="has no final/; finish it"):
         distance_to_teacher.measure_run(unfinished(run, tmp_path / "unfinished"), None)
 
@@ -131,6 +133,21 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     assert again["rows"] == [trained]
     with pytest.raises(UserError, match="holds a run with seed=42"):
         choose_recipe.read_recipes(tiny_recipes, ["seed=7"], tmp_path / "work", [])
+
+
+def attended_with_steps(run: Path, steps: list[float], folder: Path) -> list[float]:
+    """What the run's model attends to with all keys alike, and other steps of its attention probabilities."""
+    import distance_to_teacher
+
+    shutil.copytree(run, folder / "altered")
+    student = BitBertForPreTraining.from_pretrained(run / "final")
+    for layer, step in zip(student.bitbert.layers, steps, strict=True):
+        layer.attention.query_binarizer.alpha.data.fill_(0.0)  # scores of nearly 0
+        layer.attention.probability_binarizer.alpha.data.fill_(step)
+    student.save_pretrained(folder / "altered" / "final")
+    found = distance_to_teacher.measure_run(folder / "altered", None)
+    assert found["attention_step"] == steps
+    return list(found["attended"])
 
 
 def unfinished(run: Path, copy: Path) -> Path:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from bitbert.model.binarize import weight_statistics
 from bitbert.model.kernels import Codes, Kernels, Scores, kernels_for, product_dtype
 from bitbert.model.precision import products_as_they_are
 
@@ -30,19 +29,17 @@ class _BinaryLinear(Function):
         shift: Tensor,
         step: Tensor,
         weight: Tensor,
-        scale: Tensor | str,
+        center: Tensor | None,
+        scale: Tensor,
         bias: Tensor,
         kind: Codes,
         after: str,
     ) -> Tensor:
         x, shift, weight = x.contiguous(), shift.contiguous(), weight.contiguous()
         codes, window = kernels.binarize(x, shift, step.item(), kind, torch.int8, after=after)
-        if isinstance(scale, str):
-            center, scale = weight_statistics(weight, scale)
-            signs, scale = kernels.signs(weight, center.item()), scale.flatten()
-            divisor = scale
-        else:
-            signs, divisor = weight.to(torch.int8), torch.ones_like(step)
+        signs = weight.to(torch.int8) if center is None else kernels.signs(weight, center.item())
+        # dL/dW = dL/d(s sign(W - e)) for a latent weight; codes have the scale in their gradient.
+        divisor = torch.ones_like(step) if center is None else scale
         codes = codes.view(-1, x.shape[-1])
         y = kernels.product(codes, signs, scale * step, bias)
         values = x if after != "identity" or kind.needs_values else None
@@ -65,7 +62,7 @@ class _BinaryLinear(Function):
         )
         dweight, dstep_of_product = kernels.weight_gradient(correlation, signs, divisor, step.item())
         dstep += dstep_of_product
-        return None, dx, dshift, dstep, dweight, None, dbias, None, None
+        return None, dx, dshift, dstep, dweight, None, None, dbias, None, None
 
 
 def _correlate(kernels: Kernels, upstream: Tensor, codes: Tensor) -> Tensor:
@@ -87,7 +84,8 @@ def binary_linear(
     shift: Tensor,
     step: Tensor,
     weight: Tensor,
-    scale: Tensor | str,
+    center: Tensor | None,
+    scale: Tensor,
     bias: Tensor,
     *,
     codes: Codes,
@@ -98,12 +96,13 @@ def binary_linear(
     Args:
         x: (..., in), float32.
         step: a, from :func:`bitbert.model.binarize.step_size`, shape (1,).
-        weight: latent, to be made sign(weight - e) with the statistics of :mod:`bitbert.model.binarize`, or codes.
-        scale: for latent weights the name of their scale, for codes s itself, (1,) or (out,), without gradient.
+        weight: latent, which becomes sign(weight - e), or codes.
+        center: e of a latent weight, one element; None for codes.
+        scale: s, (1,) or (out,); neither has a gradient.
         codes: of the activations, all within int8.
         after: f, ``"identity"``, ``"gelu"`` of :mod:`bitbert.model.layers`, or ``"relu"``; f(x) is never stored.
     """
-    return _BinaryLinear.apply(kernels, x, shift, step, weight, scale, bias, codes, after)
+    return _BinaryLinear.apply(kernels, x, shift, step, weight, center, scale, bias, codes, after)
 
 
 class _ActivationCodes(Function):

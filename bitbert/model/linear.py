@@ -12,10 +12,11 @@ from bitbert.model.binarize import (
     binarize_unsigned,
     binarize_weight,
     step_size,
+    weight_statistics,
 )
 from bitbert.model.fused import binary_linear
 from bitbert.model.kernels import Codes, Kernels, kernels_for
-from bitbert.model.levels import level_range, minmax_step, quantize_levels
+from bitbert.model.levels import minmax_step, quantize_levels
 
 _BINARIZE = {
     "signed": binarize_signed,
@@ -31,8 +32,8 @@ class Binarizer(nn.Module):
     ``learned``: elastic. ``one``: 1, always, BiBERT's plain sign. ``minmax``: max|x| over the highest code, in each
     call. The kinds ``bool`` and ``strict_bool`` (Bi-Attention's scores) have the step 1 whatever ``steps`` says.
 
-    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (the other kinds) in x's shape, or the
-    integers of :func:`level_range` where ``bits`` is above 1; step has shape (1,), and codes * step is the value.
+    ``forward(x)`` returns (codes, step): codes are ±1 (``signed``) or 0/1 (the other kinds) in x's shape, or integers
+    in the range of :attr:`codes` where ``bits`` is above 1; step has shape (1,), and codes * step is the value.
 
     While ``calibrating`` is set, a forward first puts a learned alpha to 2 * mean|x| (signed) or 4 * mean|x|
     (unsigned), over the root of the highest code; the buffer ``calibrated`` records that it happened, so a loaded
@@ -55,26 +56,23 @@ class Binarizer(nn.Module):
             self._calibrate(x)
         step = self.step(x)
         if self.bits > 1:
-            return quantize_levels(x, step, *level_range(self.kind, self.bits)), step
+            return quantize_levels(x, step, self.codes.lowest, self.codes.highest), step
         return _BINARIZE[self.kind](x, step), step
 
     def step(self, x: Tensor) -> Tensor:
         """The step for ``x``, (1,); somebody may be watching."""
-        _, highest = level_range(self.kind, self.bits)
-        step = minmax_step(x, highest) if self.steps == "minmax" else self.step_of(x.numel())
+        step = minmax_step(x, self.codes.highest) if self.steps == "minmax" else self.step_of(x.numel())
         self.watch(x, step)
         return step
 
     def step_of(self, num_elements: int) -> Tensor:
         """The step, (1,), where it does not depend on what is binarized."""
-        _, highest = level_range(self.kind, self.bits)
-        return step_size(self.alpha, num_elements * highest)
+        return step_size(self.alpha, num_elements * self.codes.highest)
 
     def watch(self, x: Tensor, step: Tensor) -> None:
         """Show ``x`` to the monitor, if there is one."""
         if self.monitor is not None:
-            _, highest = level_range(self.kind, self.bits)
-            self.monitor.observe(x, step * highest)
+            self.monitor.observe(x, step * self.codes.highest)
 
     @property
     def fits_kernels(self) -> bool:
@@ -83,14 +81,14 @@ class Binarizer(nn.Module):
 
     @property
     def codes(self) -> Codes:
-        """What the native kernels are to make of its input."""
+        """Kind and range of its codes."""
         return Codes.of(self.kind, self.bits)
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor) -> None:
         if self.steps == "learned":
-            _, highest = level_range(self.kind, self.bits)
-            self.alpha.fill_(1.0).mul_(INITIAL_STEP_FACTOR[self.kind] / highest**0.5 * x.abs().mean())
+            factor = INITIAL_STEP_FACTOR[self.kind] / self.codes.highest**0.5
+            self.alpha.fill_(1.0).mul_(factor * x.abs().mean())
         self.calibrated.fill_(True)
 
     def extra_repr(self) -> str:
@@ -155,9 +153,10 @@ class BinaryLinear(nn.Module):
     def _kernels_for(self, x: Tensor) -> Kernels | None:
         return kernels_for(x, self.weight, self.bias) if self.input_binarizer.fits_kernels else None
 
-    def _kernel_weight(self) -> tuple[Tensor, Tensor | str]:
-        """Weight and scale as :func:`bitbert.model.fused.binary_linear` takes them."""
-        return self.weight, self.weight_scale
+    def _kernel_weight(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Weight, centre and scale as :func:`bitbert.model.fused.binary_linear` takes them."""
+        center, scale = weight_statistics(self.weight, self.weight_scale)
+        return self.weight, center, scale.flatten()
 
     def _multiply(self, codes: Tensor, step: Tensor) -> Tensor:
         signs, scale = binarize_weight(self.weight, self.weight_scale)

@@ -32,8 +32,9 @@ class CodedLinear(BinaryLinear):
     def _kernels_for(self, x: Tensor) -> Kernels | None:
         return super()._kernels_for(x) if self.split_weight is None else None
 
-    def _kernel_weight(self) -> tuple[Tensor, Tensor | str]:
-        return self._coded(self.weight)
+    def _kernel_weight(self) -> tuple[Tensor, None, Tensor]:
+        codes, scale = self._coded(self.weight)
+        return codes, None, scale
 
     def _multiply(self, codes: Tensor, step: Tensor) -> Tensor:
         weight, scale = self._coded(self.weight)

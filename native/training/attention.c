@@ -60,29 +60,18 @@ BB_INLINE void attend_query(const attend_job *job, size_t item, size_t head, siz
         _mm512_mask_storeu_ps(t + k, lanes, score);
         largest = _mm512_mask_max_ps(largest, lanes, largest, score);
     }
-    const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
-    const __m512 inverse_sum = has_softmax(kind) ? exponentials(t, keys, largest) : one;
-    const __m512 step = _mm512_set1_ps(s->step), half = _mm512_set1_ps(s->step * 0.5f), highest = _mm512_set1_ps(s->highest);
+    const __m512 inverse_sum = has_softmax(kind) ? exponentials(t, keys, largest) : largest;
+    const code_limits limits = limits_of(s->step, 0.0f, s->highest);
     for (size_t k = 0; k < keys; k += BB_LANES) {
         const __mmask16 lanes = lanes_inside(k, keys);
         const __mmask16 kept = s->random ? kept_lanes(s->random + row + k, s->limit, lanes) : lanes;
-        __m512 value = load_floats(t + k, lanes), code;
+        __m512 value = load_floats(t + k, lanes);
         __mmask16 inside;
         if (has_softmax(kind)) {
             value = _mm512_mul_ps(value, inverse_sum);
             _mm512_mask_storeu_ps(t + k, lanes, value);
         }
-        if (kind == BB_UNSIGNED) {
-            code = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(value, half, _CMP_GT_OQ), one);
-            inside = _mm512_cmp_ps_mask(value, step, _CMP_LE_OQ);
-        } else if (kind == BB_LEVELS) {
-            const __m512 ratio = _mm512_div_ps(value, step);
-            code = level_of(ratio, zero, highest);
-            inside = _mm512_cmp_ps_mask(ratio, highest, _CMP_LE_OQ);
-        } else {
-            code = _mm512_maskz_mov_ps(kind == BB_BOOL ? _mm512_cmp_ps_mask(value, zero, _CMP_GE_OQ) : _mm512_cmp_ps_mask(value, zero, _CMP_GT_OQ), one);
-            inside = _mm512_cmp_ps_mask(_mm512_abs_ps(value), step, _CMP_LT_OQ);
-        }
+        const __m512 code = code_of(value, limits, kind, &inside);
         store_operand(job->attended, row + k, type, lanes, _mm512_maskz_mov_ps(kept, code));
         store_flags(job->gate + row + k, lanes, inside & kept);
     }

@@ -29,9 +29,7 @@ BB_INLINE __m512 shifted(const bb_activations *a, __m512 x, __m512 cdf, size_t c
 BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int type, const int kind, const int activation) {
     const bb_activations *a = job->a;
     const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
-    const __m512 step = _mm512_set1_ps(a->step), half = _mm512_set1_ps(a->step * 0.5f), zero = _mm512_setzero_ps();
-    const __m512 one = _mm512_set1_ps(1.0f), low = kind == BB_SIGNED ? _mm512_set1_ps(-1.0f) : zero;
-    const __m512 lowest = _mm512_set1_ps(a->lowest), highest = _mm512_set1_ps(a->highest);
+    const code_limits limits = limits_of(a->step, a->lowest, a->highest);
     for (size_t row = begin; row < end; row++)
         for (size_t column = 0; column < a->width; column += BB_LANES) {
             const __mmask16 lanes = lanes_inside(column, a->width);
@@ -39,19 +37,7 @@ BB_INLINE void binarize_rows(const binarize_job *job, size_t index, const int ty
             const __m512 x = load_floats(a->x + at, lanes);
             const __m512 t = shifted(a, x, activation == BB_GELU ? normal_cdf(x) : x, column, lanes, activation);
             __mmask16 inside;
-            __m512 code;
-            if (kind == BB_SIGNED) {
-                code = _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ), one);
-                inside = _mm512_cmp_ps_mask(_mm512_abs_ps(t), step, _CMP_LE_OQ);
-            } else if (kind == BB_UNSIGNED) {
-                code = _mm512_mask_mov_ps(low, _mm512_cmp_ps_mask(t, half, _CMP_GT_OQ), one);
-                inside = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ) & _mm512_cmp_ps_mask(t, step, _CMP_LE_OQ);
-            } else {
-                const __m512 ratio = _mm512_div_ps(t, step);
-                code = level_of(ratio, lowest, highest);
-                inside = _mm512_cmp_ps_mask(ratio, lowest, _CMP_GE_OQ) & _mm512_cmp_ps_mask(ratio, highest, _CMP_LE_OQ);
-            }
-            store_operand(job->codes, at, type, lanes, code);
+            store_operand(job->codes, at, type, lanes, code_of(t, limits, kind, &inside));
             store_flags(job->window + at, lanes, inside);
         }
 }

@@ -52,10 +52,35 @@ BB_INLINE __mmask16 kept_lanes(const int16_t *random, int16_t limit, __mmask16 l
     return _mm256_mask_cmpge_epi16_mask(lanes, _mm256_maskz_loadu_epi16(lanes, random), _mm256_set1_epi16(limit));
 }
 
-/* The code of a ratio: to the nearest integer, halves to even, then cut. */
-BB_INLINE __m512 level_of(__m512 ratio, __m512 lowest, __m512 highest) {
-    const __m512 nearest = _mm512_roundscale_ps(ratio, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm512_min_ps(_mm512_max_ps(nearest, lowest), highest);
+/* What code_of compares with; the same for a whole tensor. */
+typedef struct {
+    __m512 step, half, lowest, highest;
+} code_limits;
+
+BB_INLINE code_limits limits_of(float step, float lowest, float highest) {
+    return (code_limits){_mm512_set1_ps(step), _mm512_set1_ps(step * 0.5f), _mm512_set1_ps(lowest), _mm512_set1_ps(highest)};
+}
+
+/* Codes of t and which lanes are inside of the window, for each kind of training.h; `kind` is a constant where this is inlined. */
+BB_INLINE __m512 code_of(__m512 t, code_limits limits, const int kind, __mmask16 *inside) {
+    const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
+    if (kind == BB_LEVELS) {
+        const __m512 ratio = _mm512_div_ps(t, limits.step);
+        *inside = _mm512_cmp_ps_mask(ratio, limits.lowest, _CMP_GE_OQ) & _mm512_cmp_ps_mask(ratio, limits.highest, _CMP_LE_OQ);
+        const __m512 nearest = _mm512_roundscale_ps(ratio, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        return _mm512_min_ps(_mm512_max_ps(nearest, limits.lowest), limits.highest);
+    }
+    if (kind == BB_SIGNED) {
+        *inside = _mm512_cmp_ps_mask(_mm512_abs_ps(t), limits.step, _CMP_LE_OQ);
+        return _mm512_mask_mov_ps(_mm512_set1_ps(-1.0f), _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ), one);
+    }
+    if (kind == BB_UNSIGNED) {
+        *inside = _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ) & _mm512_cmp_ps_mask(t, limits.step, _CMP_LE_OQ);
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(t, limits.half, _CMP_GT_OQ), one);
+    }
+    *inside = _mm512_cmp_ps_mask(_mm512_abs_ps(t), limits.step, _CMP_LT_OQ);
+    const __mmask16 high = kind == BB_BOOL ? _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ) : _mm512_cmp_ps_mask(t, zero, _CMP_GT_OQ);
+    return _mm512_maskz_mov_ps(high, one);
 }
 
 /* exp of lanes up to 0 or a little above, relative error below 2e-7; below -87 the result stays near 1e-38.
