@@ -27,7 +27,7 @@ from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
 from bitbert.resources import is_package_resource
-from bitbert.runtime.info import describe_checkpoint
+from bitbert.runtime.info import describe_model
 from bitbert.shards import read_manifest
 
 _NAME = re.compile(r"bitbert-[a-z0-9][a-z0-9.-]*")
@@ -45,7 +45,6 @@ def write_card(
     sentences: dict[str, Any] | None = None,
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
-    description: list[tuple[str, str]],
 ) -> str:
     """The model card, in Markdown.
 
@@ -55,7 +54,6 @@ def write_card(
         sentences: what sentence_encoder.py wrote.
         tokenizer: sources of a vocabulary that is not part of the checkpoint.
         data: further lines on data and licences, e.g. of a task's training set.
-        description: as :func:`bitbert.runtime.info.describe_checkpoint` gives it.
 
     Raises:
         UserError: shards are missing, or ``training`` is not a pretraining's.
@@ -66,7 +64,7 @@ def write_card(
         f"# {name}",
         f"A 1-bit BERT{' for one task' if task else ''} in BitBERT's packed format: weights, word table and "
         "activations have one bit each.",
-        _bullets(f"{key}: {value}" for key, value in description if key not in ("folder", "instruction sets")),
+        _bullets(f"{key}: {value}" for key, value in describe_model(packed)),
         "## Use",
         _use(name, packed, tokenizer),
         "## Data and licences",
@@ -86,11 +84,11 @@ def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
     lines = [f'    bitbert-predict {name} "a text"{second}']
     if packed.head == "nsp":
         lines.append(f"    bitbert-finetune {name} --task sst2 --glue-dir GLUE --output runs/sst2")
-    lines += [
-        "",
-        "    from bitbert.runtime import Runtime",
-        f'    Runtime.load("{name}").encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states',
-    ]
+    answer = {
+        "classification": f"classify([\"a text\"])[0].label  # {' or '.join(packed.labels)}",
+        "regression": 'classify(["a text"])[0].score',
+    }.get(packed.head, f'encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states')
+    lines += ["", "    from bitbert.runtime import Runtime", f'    Runtime.load("{name}").{answer}']
     notes = ["The hashes in SHA256SUMS are checked at every load."]
     if tokenizer is not None:
         sources = ", or ".join(f"`{source}`" for source in tokenizer)
@@ -217,7 +215,6 @@ def release(
         sentences=None if sentences is None else read_json(sentences, "sentence encoder's results"),
         data=data,
         tokenizer=tokenizer,
-        description=describe_checkpoint(packed),
     )
     save_packed(checkpoints / name, model, card, replace=replace, tokenizer_sources=tokenizer)
     return checkpoints / name
