@@ -85,7 +85,7 @@ def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
     if packed.head == "nsp":
         lines.append(f"    bitbert-finetune {name} --task sst2 --glue-dir GLUE --output runs/sst2")
     answer = {
-        "classification": f"classify([\"a text\"])[0].label  # {' or '.join(packed.labels)}",
+        "classification": f'classify(["a text"])[0].label  # {" or ".join(packed.labels)}',
         "regression": 'classify(["a text"])[0].score',
     }.get(packed.head, f'encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states')
     lines += ["", "    from bitbert.runtime import Runtime", f'    Runtime.load("{name}").{answer}']

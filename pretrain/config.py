@@ -34,7 +34,7 @@ class DataSection(FrozenConfig):
 class ModelSection(FrozenConfig):
     """The student: a preset, and method fields that differ from it. Its shape is the teacher's."""
 
-    method: Annotated[str, Field(description="bipft-b, bipft-a, baseline or bitbert")] = "bipft-b"
+    method: Annotated[str, Field(description="a preset: docs/methods.md")] = "bipft-b"
     fields: Annotated[
         dict[str, Any],
         Field(description="method or dropout fields of BitBertConfig that differ from the preset"),
