@@ -46,6 +46,7 @@ CHOICES = {
     "head": ("none", "nsp", "classification", "regression"),
 }
 """What config.json may say; the native library's codes count in this order."""
+_NUM_LABELS = {"none": (0, 0), "nsp": (2, 2), "classification": (2, 2**31), "regression": (0, 0)}
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -348,17 +349,13 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
             f"{origin}: max_length {data['max_length']} is above max_position_embeddings "
             f"{data['max_position_embeddings']}"
         )
-    if not isinstance(data["layer_norm_eps"], float) or not 0 <= data["layer_norm_eps"] < 1:
+    if type(data["layer_norm_eps"]) not in (int, float) or not 0 <= data["layer_norm_eps"] < 1:
         raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
-    labels = data["labels"]
-    if (
-        not isinstance(labels, list)
-        or not all(isinstance(label, str) for label in labels)
-        or (data["head"] == "classification" and len(labels) < 2)
-    ):
-        raise UserError(
-            f"{origin}: labels are {labels!r}, wanted a list of at least two strings for a classification head"
-        )
+    labels, least, most = data["labels"], *_NUM_LABELS[data["head"]]
+    is_list = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not is_list or not least <= len(labels) <= most:
+        wanted = {0: "an empty list", 2: "a list of two strings"}.get(most, "a list of at least two strings")
+        raise UserError(f"{origin}: labels are {labels!r}, wanted {wanted} for head {data['head']!r}")
     if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
         raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
     return PackedConfig(**data)
