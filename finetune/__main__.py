@@ -8,6 +8,7 @@ import typer
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import run_door
 from bitbert.memory import prepare_memory
+from bitbert.presets import preset_fields
 from bitbert.tracking import check_mlflow_uri
 
 from .config import FinetuneConfig
@@ -73,6 +74,8 @@ def finetune(
     else:
         recipe = check_config(FinetuneConfig, parse_overrides(overrides or []), origin="recipe")
     check_mlflow_uri(recipe.tracking.mlflow_uri)
+    if method is not None:
+        preset_fields(method)  # for what it refuses
     seed_list = parse_seeds(seeds)
     tasks = read_tasks(task, glue_dir, train, evaluation)
     refuse_keys_without_effect(recipe, overrides, [data.name for data in tasks])
