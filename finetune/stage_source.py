@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from bitbert.errors import UserError
-from bitbert.files import read_json
 from bitbert.model import (
     SHAPE_FIELDS,
     BitBertConfig,
@@ -21,13 +19,23 @@ from bitbert.model import (
 )
 from bitbert.model.calibrate import set_activation_bits
 from bitbert.model.convert import from_full_precision
+from bitbert.model.loading import loading
 from bitbert.model.splitting import half_width, split_ternary
 from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 
 from .head import Head
-from .source import Source, describe_start, load_bert, open_source, unknown_start
+from .source import (
+    Source,
+    describe_start,
+    is_bitbert,
+    load_bert,
+    load_encoder,
+    open_source,
+    read_weights,
+    unknown_start,
+)
 from .stages import FULL_PRECISION, StageConfig
 
 _KEPT_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
@@ -64,9 +72,7 @@ class FullPrecisionSource(StageSource):
         fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
         torch.manual_seed(seed)
         model = BertForSequenceClassification(BertConfig(**{**fields, **labels, **dropouts}))
-        missing, unexpected = model.load_state_dict(self.tensors, strict=False)
-        if unexpected or set(missing) != set(head.parameters):
-            raise UserError(f"the BERT does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        load_encoder(model, self.tensors, head)
         _load_head(model, self.head_tensors)
         return model
 
@@ -99,7 +105,8 @@ def load_classifier(folder: Path) -> PreTrainedModel:
     """The classifier that an earlier stage saved, full-precision or binary, in eval mode."""
     is_ours = _is_bitbert(str(folder))
     model_class: Any = BitBertForSequenceClassification if is_ours else BertForSequenceClassification
-    model: PreTrainedModel = model_class.from_pretrained(folder, dtype=torch.float32)
+    with loading("model", str(folder), "remove the folder of its stage to train it again"):
+        model: PreTrainedModel = model_class.from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 
 
@@ -111,9 +118,7 @@ def _is_bitbert(start: str) -> bool:
     path = _path(start)
     if (path / "final").is_dir():
         return True
-    if not (path / "config.json").is_file():
-        return False
-    return read_json(path / "config.json", "model config").get("model_type") == BitBertConfig.model_type
+    return (path / "config.json").is_file() and is_bitbert(path)
 
 
 def _change_bits(name: str, stage: StageConfig, start: str) -> Source:
@@ -170,10 +175,10 @@ def _encoder(tensors: dict[str, Any]) -> dict[str, Tensor]:
 
 def _saved_head(start: str) -> dict[str, Tensor]:
     """The classifier in a saved model; empty where it has none."""
-    path = _path(start) / "model.safetensors"
-    if not path.is_file():
+    path = _path(start)
+    if not (path / "model.safetensors").is_file():
         return {}
-    return {name: tensor for name, tensor in load_file(path).items() if name.startswith("classifier.")}
+    return {name: tensor for name, tensor in read_weights(path).items() if name.startswith("classifier.")}
 
 
 @torch.no_grad()
