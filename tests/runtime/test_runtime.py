@@ -137,6 +137,8 @@ def test_an_output_changes_as_a_whole_or_not_at_all(runtime: Runtime, tmp_path: 
     with pytest.raises(UserError, match=r"output .* cannot be written: Is a directory"):
         predict_file(runtime, answers, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.jsonl", "texts.tsv"]
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some space"):
+        predict_file(runtime, texts, Path("/dev/full"))
 
 
 def test_a_pipe_is_written_as_answers_come(runtime: Runtime, tmp_path: Path) -> None:
