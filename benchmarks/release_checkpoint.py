@@ -27,7 +27,7 @@ from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
 from bitbert.resources import is_package_resource
-from bitbert.runtime.info import describe_checkpoint
+from bitbert.runtime.info import describe_config
 from bitbert.shards import read_manifest
 
 _NAME = re.compile(r"bitbert-[a-z0-9][a-z0-9.-]*")
@@ -45,7 +45,6 @@ def write_card(
     sentences: dict[str, Any] | None = None,
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
-    description: list[tuple[str, str]],
 ) -> str:
     """The model card, in Markdown.
 
@@ -55,7 +54,6 @@ def write_card(
         sentences: what sentence_encoder.py wrote.
         tokenizer: sources of a vocabulary that is not part of the checkpoint.
         data: further lines on data and licences, e.g. of a task's training set.
-        description: as :func:`bitbert.runtime.info.describe_checkpoint` gives it.
 
     Raises:
         UserError: shards are missing, or ``training`` is not a pretraining's.
@@ -66,7 +64,7 @@ def write_card(
         f"# {name}",
         f"A 1-bit BERT{' for one task' if task else ''} in BitBERT's packed format: weights, word table and "
         "activations have one bit each.",
-        _bullets(f"{key}: {value}" for key, value in description if key not in ("folder", "instruction sets")),
+        _bullets(f"{key}: {value}" for key, value in describe_config(packed)),
         "## Use",
         _use(name, packed, tokenizer),
         "## Data and licences",
@@ -217,15 +215,14 @@ def release(
         sentences=None if sentences is None else read_json(sentences, "sentence encoder's results"),
         data=data,
         tokenizer=tokenizer,
-        description=describe_checkpoint(packed),
     )
     save_packed(checkpoints / name, model, card, replace=replace, tokenizer_sources=tokenizer)
     return checkpoints / name
 
 
 def _renamed(model: PackedModel, labels: list[str]) -> PackedModel:
-    if len(labels) != len(model.config.labels):
-        raise UserError(f"--labels names {len(labels)} classes, the model has {', '.join(model.config.labels)}")
+    if len(set(labels)) != len(model.config.labels):
+        raise UserError(f"--labels names {len(set(labels))} classes, the model has {', '.join(model.config.labels)}")
     return replace_fields(model, config=replace_fields(model.config, labels=labels))
 
 

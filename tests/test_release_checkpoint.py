@@ -103,10 +103,13 @@ def test_a_vocabulary_of_others_is_named_and_not_copied(run: Path, tmp_path: Pat
     save_packed(tmp_path / "packed", packed, "# card\n")
     options = {"teacher_license": "MIT", "tokenizer": [MINILM]}
     with pytest.raises(UserError, match="--labels names 1 classes, the model has"):
-        release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="one")
+        release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="one,one")
     folder = release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="other,next")
     assert not (folder / "tokenizer.json").exists()
-    assert f"it is read from `{MINILM}`, and checked by its hash." in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"it is read from `{MINILM}`, and checked by its hash." in card
+    assert "head nsp: other, next" in card
+    assert "is_next" not in card
     assert Runtime.load(folder).classify(["the king reads"])[0].label in ("other", "next")
 
 

@@ -10,12 +10,20 @@ _MIB = 1 << 20
 
 
 def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
-    """Names and values, in order, of what a person asks of a packed checkpoint.
+    """Names and values, in order, of what a person asks of a packed checkpoint here.
 
     Raises:
         UserError: see :func:`bitbert.packed.load_packed`.
     """
-    config = load_packed(path).config
+    return [
+        *describe_config(load_packed(path).config),
+        ("folder", f"{checkpoint_bytes(find_model(path)) / _MIB:.2f} MiB"),
+        ("instruction sets", f"{', '.join(available_isas())}; in use: {choose_isa()}"),
+    ]
+
+
+def describe_config(config: PackedConfig) -> list[tuple[str, str]]:
+    """What of it is true wherever the checkpoint is."""
     specs = tensor_specs(config).values()
     num_bits = sum(rows * columns for rows, columns in binary_matrices(config).values())
     num_floats = sum(_size(shape) for dtype, shape in specs if dtype == "float32")
@@ -33,7 +41,6 @@ def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
         ("longest text", f"{config.max_length} tokens"),
         ("binary weights", f"{num_bits:,} bits, {num_bits / 8 / _MIB:.2f} MiB"),
         ("float values", f"{num_floats:,}, {num_floats * 4 / _MIB:.2f} MiB"),
-        ("folder", f"{checkpoint_bytes(find_model(path)) / _MIB:.2f} MiB"),
         (
             "operations",
             f"{num_macs / 1e9:.2f} G binary multiply-accumulates a text of {config.max_length} tokens",
@@ -42,7 +49,6 @@ def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
         ("feed-forward", f"{config.hidden_act}, {config.ffn_input} second input"),
         ("attention", config.attention),
         ("residual estimators", _estimators(config)),
-        ("instruction sets", f"{', '.join(available_isas())}; in use: {choose_isa()}"),
     ]
 
 
