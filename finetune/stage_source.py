@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from bitbert.errors import UserError
 from bitbert.model import (
+    METHOD_FIELDS,
     SHAPE_FIELDS,
     BitBertConfig,
     BitBertForSequenceClassification,
@@ -38,7 +39,10 @@ from .source import (
 )
 from .stages import FULL_PRECISION, StageConfig
 
-_KEPT_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_KEPT_FIELDS = (*SHAPE_FIELDS, *_DROPOUTS, "pad_token_id")
+_OWN_FIELDS = (*(field for field in METHOD_FIELDS if field != "method"), *_DROPOUTS)
+"""What a stage's ``fields`` may change."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ class FullPrecisionSource(StageSource):
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
         """A ``BertForSequenceClassification`` with this encoder."""
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-        dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
+        dropouts = {} if dropout is None else dict.fromkeys(_DROPOUTS, dropout)
         labels = head.config_fields()
         fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
         torch.manual_seed(seed)
@@ -110,14 +113,14 @@ def load_classifier(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def _path(start: str) -> Path:
-    return find_model(require_local_or_hub(start, "model"))
+def _folder(start: str) -> Path:
+    """Where the model lies that ``start`` names; of a pretraining run its final one."""
+    path = find_model(require_local_or_hub(start, "model"))
+    return path / "final" if (path / "final").is_dir() else path
 
 
 def _is_bitbert(start: str) -> bool:
-    path = _path(start)
-    if (path / "final").is_dir():
-        return True
+    path = _folder(start)
     return (path / "config.json").is_file() and is_bitbert(path)
 
 
@@ -139,11 +142,14 @@ def _change_bits(name: str, stage: StageConfig, start: str) -> Source:
 
 
 def _split(name: str, stage: StageConfig, start: str) -> Source:
-    if stage.fields:
-        raise UserError(f"stage {name!r}: splitting keeps the function; give fields to the ternarybert stage")
-    model: Any = split_ternary(load_classifier(Path(start)))
+    if stage.fields or stage.half_width:
+        raise UserError(
+            f"stage {name!r}: splitting keeps the function; give fields and half_width to the ternarybert stage"
+        )
+    folder = _folder(start)
+    model: Any = split_ternary(load_classifier(folder))
     tensors = model.state_dict()
-    return StageSource(model.config, _encoder(tensors), load_tokenizer(start), True, _saved_head(start))
+    return StageSource(model.config, _encoder(tensors), load_tokenizer(str(folder)), True, _saved_head(start))
 
 
 def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
@@ -158,6 +164,9 @@ def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
         named = {f"bert.{key}": tensor for key, tensor in tensors.items()}
         return FullPrecisionSource(BitBertConfig(**shape), named, tokenizer, True, head, bert.config)
     assert stage.method is not None  # open_stage
+    unknown = sorted(set(stage.fields) - set(_OWN_FIELDS))
+    if unknown:  # transformers' configs take any name
+        raise UserError(f"stage {name!r}, fields: unknown {', '.join(unknown)}; known: {', '.join(_OWN_FIELDS)}")
     if stage.half_width:
         tensors, changed = half_width(tensors, BitBertConfig(**shape))
         shape |= changed
@@ -175,7 +184,7 @@ def _encoder(tensors: dict[str, Any]) -> dict[str, Tensor]:
 
 def _saved_head(start: str) -> dict[str, Tensor]:
     """The classifier in a saved model; empty where it has none."""
-    path = _path(start)
+    path = _folder(start)
     if not (path / "model.safetensors").is_file():
         return {}
     return {name: tensor for name, tensor in read_weights(path).items() if name.startswith("classifier.")}
