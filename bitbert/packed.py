@@ -356,6 +356,13 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
         )
     if not isinstance(data["layer_norm_eps"], float) or not 0 <= data["layer_norm_eps"] < 1:
         raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
+    _check_labels(data, origin)
+    if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
+        raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
+    return PackedConfig(**data)
+
+
+def _check_labels(data: dict[str, Any], origin: str) -> None:
     labels, (fewest, most) = data["labels"], _NUM_LABELS.get(data["head"], (0, 0))
     if (
         not isinstance(labels, list)
@@ -366,9 +373,6 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
             f"{origin}: labels are {labels!r:.200} with head {data['head']!r}, wanted a list of strings: at least two "
             "for classification, two for nsp, none else"
         )
-    if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
-        raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
-    return PackedConfig(**data)
 
 
 def _check_sums(folder: Path) -> None:
