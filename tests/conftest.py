@@ -191,7 +191,8 @@ def write_tiny_shards(root: Path, tokenizer_folder: Path) -> Path:
             heldout_fraction=0.3,
             rows_per_shard=64,
             pair_task={"train_pairs": 64, "eval_pairs": 16},
-        )
+        ),
+        workers=1,  # to start processes takes longer
     )
     return root / "shards"
 

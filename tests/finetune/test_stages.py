@@ -12,13 +12,14 @@ from transformers import BertForSequenceClassification
 from bitbert.config import check_config, load_config
 from bitbert.errors import UserError
 from bitbert.finetune.data import TaskData
+from bitbert.finetune.method import main
 from bitbert.finetune.source import open_source
 from bitbert.finetune.stage_run import run_stages
 from bitbert.finetune.stage_source import load_classifier, open_stage
 from bitbert.finetune.stages import MethodConfig, StageConfig
 from bitbert.model.splitting import split_ternary
 from bitbert.runtime import Runtime
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import REPOSITORY
 
 METHODS = REPOSITORY / "configs" / "finetune" / "methods"
 QUICK = ["recipe={epochs: 1, batch_size: 16, max_length: 32, learning_rate: 1.0e-3, max_train_rows: 32}"]
@@ -181,11 +182,18 @@ def test_stages_name_earlier_ones(stages: str, message: str) -> None:
         load_config(MethodConfig, METHODS / "baseline.yaml", [f"stages={stages}"])
 
 
-def test_the_command_runs_a_method_on_glue(tiny_teacher: Path, tiny_glue: Path, tmp_path: Path) -> None:
+def test_the_command_runs_a_method_on_glue(
+    tiny_teacher: Path,
+    tiny_glue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments = ("--config", METHODS / "full_precision.yaml", "--task", "stsb", "--glue-dir", tiny_glue)
-    done = run_module("bitbert.finetune.method", tiny_teacher, "recipe.epochs=1", "recipe.max_length=32", *arguments,
-                      "--output", tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "STS-B seed 0 teacher" in done.stdout
+    recipe = (tiny_teacher, "recipe.epochs=1", "recipe.max_length=32", "--output", tmp_path)
+    monkeypatch.setattr("sys.argv", ["bitbert-method", *map(str, (*recipe, *arguments))])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "STS-B seed 0 teacher" in capsys.readouterr().out
     result = json.loads((tmp_path / "stsb" / "teacher" / "seed-0" / "result.json").read_text())
     assert set(result["scores"]["dev"]) == {"pearson", "spearman"}
