@@ -100,7 +100,7 @@ def run_rank(stage: int, rank: int, world_size: int, port: int, output: Path) ->
     from bitbert.config import check_config
     from bitbert.distributed import Topology
     from bitbert.model import BitBertConfig, BitBertForPreTraining
-    from bitbert.model.configuration import preset_fields
+    from bitbert.presets import preset_fields
     from bitbert.pretrain import engine as engines
     from bitbert.pretrain.config import PretrainConfig
     from bitbert.pretrain.optim import build_optimizer

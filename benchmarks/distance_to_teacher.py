@@ -1,4 +1,4 @@
-"""How far a pretrained model is from its teacher: python benchmarks/distance_to_teacher.py RUN --json PATH
+"""How far a pretrained model is from its teacher: python benchmarks/distance_to_teacher.py RUN
 
 For held-out rows of RUN's own config, masked as in training: the relative error of the embeddings' and each layer's
 states against the teacher's, ||h_s - h_t|| / ||h_t||, and their mean cosine; the share of keys that each layer attends
@@ -102,13 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished bitbert-pretrain run")
     parser.add_argument("--rows", type=int, help="held-out rows; as many as in the run's evaluations by default")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="file for the figures; the table is printed in any case")
     arguments = parser.parse_args()
     try:
         found = measure_run(arguments.run, arguments.rows)
     except UserError as error:
         sys.exit(f"error: {error}")
-    write_json_atomically(arguments.json, found)
+    if arguments.json is not None:
+        write_json_atomically(arguments.json, found)
     print(table(found))
 
 

@@ -27,7 +27,7 @@ from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
 from bitbert.resources import is_package_resource
-from bitbert.runtime.info import describe_config
+from bitbert.runtime.info import describe_model
 from bitbert.shards import read_manifest
 
 _NAME = re.compile(r"bitbert-[a-z0-9][a-z0-9.-]*")
@@ -64,7 +64,7 @@ def write_card(
         f"# {name}",
         f"A 1-bit BERT{' for one task' if task else ''} in BitBERT's packed format: weights, word table and "
         "activations have one bit each.",
-        _bullets(f"{key}: {value}" for key, value in describe_config(packed)),
+        _bullets(f"{key}: {value}" for key, value in describe_model(packed)),
         "## Use",
         _use(name, packed, tokenizer),
         "## Data and licences",
@@ -84,11 +84,11 @@ def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
     lines = [f'    bitbert-predict {name} "a text"{second}']
     if packed.head == "nsp":
         lines.append(f"    bitbert-finetune {name} --task sst2 --glue-dir GLUE --output runs/sst2")
-    lines += [
-        "",
-        "    from bitbert.runtime import Runtime",
-        f'    Runtime.load("{name}").encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states',
-    ]
+    answer = {
+        "classification": f'classify(["a text"])[0].label  # {" or ".join(packed.labels)}',
+        "regression": 'classify(["a text"])[0].score',
+    }.get(packed.head, f'encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states')
+    lines += ["", "    from bitbert.runtime import Runtime", f'    Runtime.load("{name}").{answer}']
     notes = ["The hashes in SHA256SUMS are checked at every load."]
     if tokenizer is not None:
         sources = ", or ".join(f"`{source}`" for source in tokenizer)
@@ -221,8 +221,8 @@ def release(
 
 
 def _renamed(model: PackedModel, labels: list[str]) -> PackedModel:
-    if len(set(labels)) != len(model.config.labels):
-        raise UserError(f"--labels names {len(set(labels))} classes, the model has {', '.join(model.config.labels)}")
+    if len(labels) != len(model.config.labels):
+        raise UserError(f"--labels names {len(labels)} classes, the model has {', '.join(model.config.labels)}")
     return replace_fields(model, config=replace_fields(model.config, labels=labels))
 
 

@@ -86,7 +86,7 @@ def check_config(config_class: type[ConfigT], data: dict[str, Any], origin: str)
     except RecursionError as error:
         raise UserError(f"{origin}: a value contains itself, or is nested too deeply; write it out") from error
     except ValidationError as error:
-        problems = [_describe(problem, config_class) for problem in error.errors()]
+        problems = _describe_all(error.errors(), config_class)
         count = f"{len(problems)} problems: " if len(problems) > 1 else ""
         raise UserError(f"{origin}: {count}{' | '.join(problems)}") from error
 
@@ -139,12 +139,30 @@ def _expand(value: Any, origin: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _describe(problem: Any, config_class: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in problem["loc"]) or "config"
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(config_class, problem["loc"][:-1])
-        hint = did_you_mean(str(problem["loc"][-1]), known)
-        return f"{location}: unknown key{hint or '; known keys: ' + ', '.join(known)}"
+def _describe_all(problems: list[Any], config_class: type[BaseModel]) -> list[str]:
+    """A sentence a problem; unknown keys of one section that are like no other share theirs."""
+    described = []
+    strangers: dict[tuple[Any, ...], list[str]] = {}
+    for problem in problems:
+        section, key = problem["loc"][:-1], str(problem["loc"][-1]) if problem["loc"] else ""
+        if problem["type"] != "extra_forbidden":
+            described.append(_describe(problem))
+        elif hint := did_you_mean(key, _fields_at(config_class, section)):
+            described.append(f"{_dotted(problem['loc'])}: unknown key{hint}")
+        else:
+            strangers.setdefault(section, []).append(_dotted(problem["loc"]))
+    for section, keys in strangers.items():
+        known = ", ".join(_fields_at(config_class, section))
+        described.append(f"{', '.join(keys)}: unknown key{'s' if len(keys) > 1 else ''}; known keys: {known}")
+    return described
+
+
+def _dotted(location: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in location) or "config"
+
+
+def _describe(problem: Any) -> str:
+    location = _dotted(problem["loc"])
     if problem["type"] == "missing":
         return f"{location}: missing; this key has no default, set it in the file or as {location}=..."
     message = problem["msg"].removeprefix("Value error, ")

@@ -59,8 +59,8 @@ _LARGEST = {
 SIZES = tuple(_LARGEST)
 """What gives a model its shape, by HF's names."""
 _LARGEST_RANK = 2**12
-_NUM_LABELS = {"nsp": (2, 2), "classification": (2, 2**20)}
-"""Fewest and most labels of a head; others have none."""
+_NUM_LABELS = {"none": (0, 0), "nsp": (2, 2), "classification": (2, 2**20), "regression": (0, 0)}
+"""Fewest and most labels of a head."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
             f"{origin}: max_length {data['max_length']} is above max_position_embeddings "
             f"{data['max_position_embeddings']}"
         )
-    if not isinstance(data["layer_norm_eps"], float) or not 0 <= data["layer_norm_eps"] < 1:
+    if type(data["layer_norm_eps"]) not in (int, float) or not 0 <= data["layer_norm_eps"] < 1:
         raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
     _check_labels(data, origin)
     if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
@@ -363,16 +363,11 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
 
 
 def _check_labels(data: dict[str, Any], origin: str) -> None:
-    labels, (fewest, most) = data["labels"], _NUM_LABELS.get(data["head"], (0, 0))
-    if (
-        not isinstance(labels, list)
-        or not all(isinstance(label, str) for label in labels)
-        or not fewest <= len(labels) <= most
-    ):
-        raise UserError(
-            f"{origin}: labels are {labels!r:.200} with head {data['head']!r}, wanted a list of strings: at least two "
-            "for classification, two for nsp, none else"
-        )
+    labels, (least, most) = data["labels"], _NUM_LABELS[data["head"]]
+    is_list = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not is_list or not least <= len(labels) <= most:
+        wanted = {0: "an empty list", 2: "a list of two strings"}.get(most, "a list of at least two strings")
+        raise UserError(f"{origin}: labels are {labels!r:.200}, wanted {wanted} for head {data['head']!r}")
 
 
 def _check_sums(folder: Path) -> None:

@@ -121,7 +121,18 @@ def _build_whole(config: DataConfig, *, replace: bool, workers: int | None) -> N
 
 
 @app.command()
-def tokenizer(config: Config, overrides: Overrides = None, replace: Replace = False) -> None:
+def tokenizer(
+    config: Annotated[str, typer.Argument(help="YAML file, e.g. configs/data_prep/tokenizer.yaml.", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Keys to change, e.g. kind=sentencepiece.", metavar="[KEY=VALUE]...")
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Train again where the output exists; the old one goes only when the new is whole."
+        ),
+    ] = False,
+) -> None:
     """Train a WordPiece or SentencePiece tokenizer: the same corpus and config give the same bytes, always.
 
     Example: bitbert-data tokenizer configs/data_prep/tokenizer.yaml vocab_size=8192

@@ -8,10 +8,11 @@ import typer
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import run_door
 from bitbert.memory import prepare_memory
+from bitbert.presets import preset_fields
 from bitbert.tracking import check_mlflow_uri
 
 from .config import FinetuneConfig
-from .options import parse_seeds, read_tasks
+from .options import parse_seeds, read_tasks, refuse_keys_without_effect
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -23,7 +24,7 @@ _OVERRIDES = "Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4 tas
 _TASK = "GLUE tasks: all, or some of cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli (mnli answers AX too)."
 _GLUE_DIR = "Folder with the official GLUE files (CoLA/train.tsv, ...); without it they come from the Hugging Face hub."
 _TRAIN = "Your own training file, .csv, .tsv, .jsonl or SQuAD's .json; its columns say what kind of task it is."
-_METHOD = "Preset that binarizes a full-precision MODEL: the task-specific baseline."
+_METHOD = "Preset that binarizes a full-precision MODEL without pretraining, e.g. baseline (docs/methods.md)."
 
 
 @app.command()
@@ -73,8 +74,11 @@ def finetune(
     else:
         recipe = check_config(FinetuneConfig, parse_overrides(overrides or []), origin="recipe")
     check_mlflow_uri(recipe.tracking.mlflow_uri)
+    if method is not None:
+        preset_fields(method)  # for what it refuses
     seed_list = parse_seeds(seeds)
     tasks = read_tasks(task, glue_dir, train, evaluation)
+    refuse_keys_without_effect(recipe, overrides, [data.name for data in tasks])
     if check:
         typer.echo(config_yaml(recipe), nl=False)
         return

@@ -9,22 +9,24 @@ from bitbert.config import load_config
 from bitbert.errors import UserError, run_door
 from bitbert.memory import prepare_memory
 
-from .options import parse_seeds, read_tasks
+from .options import parse_seeds, read_tasks, refuse_keys_without_effect
 from .stages import MethodConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _MODEL = "Full-precision BERT (folder, package://DIST/PATH or Hugging Face id), or a run of bitbert-pretrain."
-_OVERRIDES = "Keys of the recipe to change, e.g. recipe.epochs=3 stages.w1a2.fields.activation_bits=4."
+_OVERRIDES = "Keys to change, e.g. recipe.tasks.mrpc.epochs=3 stages.w1a2.fields.activation_bits=4."
 
 
 @app.command()
 def run_method(
     model: Annotated[str, typer.Argument(help=_MODEL, metavar="MODEL")],
     overrides: Annotated[list[str] | None, typer.Argument(help=_OVERRIDES, metavar="[KEY=VALUE]...")] = None,
-    config: Annotated[str, typer.Option(help="The method's stages: configs/finetune/methods/*.yaml.")] = "",
-    task: Annotated[str, typer.Option(help="GLUE tasks: all, or some, separated by commas.")] = "",
-    glue_dir: Annotated[Path | None, typer.Option(help="Folder with the official GLUE files.")] = None,
+    config: Annotated[str, typer.Option(help="The method's stages, one of configs/finetune/methods; needed.")] = "",
+    task: Annotated[str, typer.Option(help="GLUE tasks, needed: all, or some of them, e.g. mrpc,rte.")] = "",
+    glue_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the official GLUE files; without it they come from the hub.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for TASK/STAGE/seed-N.")] = Path("runs/method"),
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished stages of each are skipped.")] = "0",
 ) -> None:
@@ -43,6 +45,11 @@ def run_method(
     from .stage_run import run_stages
 
     seed_list, tasks = parse_seeds(seeds), read_tasks(task, glue_dir, None, None)
+    names = [data.name for data in tasks]
+    refuse_keys_without_effect(recipe.recipe, overrides, names, "recipe.")
+    for stage, section in recipe.stages.items():
+        if section.recipe is not None:
+            refuse_keys_without_effect(section.recipe, overrides, names, f"stages.{stage}.recipe.")
     for data in tasks:
         for seed in seed_list:
             for result in run_stages(recipe, model, data, seed, output / data.name):

@@ -1,9 +1,12 @@
 """Options that both doors of the room read."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitbert.errors import UserError
+
+from .config import FinetuneConfig, TaskSection
 
 if TYPE_CHECKING:
     from .data import TaskData
@@ -43,3 +46,28 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"--seeds {text!r}, wanted different integers of at least 0")
     return seeds
+
+
+def refuse_keys_without_effect(
+    recipe: FinetuneConfig, overrides: list[str] | None, tasks: Iterable[str], prefix: str = ""
+) -> None:
+    """Refuse ``epochs=1`` for a task to which the recipe gives epochs of its own: that number wins.
+
+    Args:
+        overrides: the ``key=value`` arguments that ``recipe`` was made with.
+        tasks: names of the tasks to train on.
+        prefix: what stands before the recipe's keys in ``overrides``.
+
+    Raises:
+        UserError: a key would change nothing for one of the tasks.
+    """
+    given = {override.partition("=")[0] for override in overrides or []}
+    for name in tasks:
+        section = recipe.tasks.get(name, TaskSection())
+        for key in TaskSection.model_fields:
+            own, general = getattr(section, key), getattr(recipe, key)
+            if f"{prefix}{key}" in given and f"{prefix}tasks.{name}.{key}" not in given and own not in (None, general):
+                raise UserError(
+                    f"{prefix}{key}={general} changes nothing for {name}, whose {key} in the recipe is {own}; "
+                    f"give {prefix}tasks.{name}.{key}={general}"
+                )

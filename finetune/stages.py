@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig
-from bitbert.model import PRESETS
+from bitbert.presets import PRESETS
 
 from .config import FinetuneConfig
 from .distill import DistillationConfig

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from bitbert.config import FrozenConfig, Precision
 from bitbert.errors import UserError
+from bitbert.presets import why_no_preset
 
 from .schedule import learning_rate
 
@@ -34,11 +35,18 @@ class DataSection(FrozenConfig):
 class ModelSection(FrozenConfig):
     """The student: a preset, and method fields that differ from it. Its shape is the teacher's."""
 
-    method: Annotated[str, Field(description="bipft-b, bipft-a, baseline or bitbert")] = "bipft-b"
+    method: Annotated[str, Field(description="a preset: docs/methods.md")] = "bipft-b"
     fields: Annotated[
         dict[str, Any],
         Field(description="method or dropout fields of BitBertConfig that differ from the preset"),
     ] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _method_is_known(self) -> Self:
+        problem = why_no_preset(self.method)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
 
 class LossSection(FrozenConfig):

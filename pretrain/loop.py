@@ -92,6 +92,8 @@ class Trainer:
         self.keeper.restore_moments(self.engine.tensors)
         self.monitor = BinaryMonitor(self.student)
         self.throughput = Throughput(shape_of(self.student.config), self.config.loss, self.config.tracking.peak_tflops)
+        hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        self._say(f"ranks: {topology.world_size}, on {hardware}, products of floats in {self.config.precision}")
         if device.type == "cpu" and (reason := why_no_kernels()) is not None:
             self._say(f"training without the native kernels ({reason}): torch does their work, slower")
         self.tracker = Tracker(

@@ -10,7 +10,7 @@
 # shellcheck source=/dev/null
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
-# --- nodes without a way out: download models, tokenizers and data sets on the login node first
+# --- nodes without a way out: download teacher and tokenizer on the login node first (docs/slurm.md says how)
 #export HF_HOME=/shared/huggingface HF_HUB_OFFLINE=1
 
 # --- a disk of the node itself; each job has a folder of its own there, and removes it

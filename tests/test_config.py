@@ -51,6 +51,15 @@ def test_all_problems_in_one_message(config_file: Path) -> None:
     assert "did you mean 'learning_rate'?" in message
 
 
+def test_unknown_keys_of_a_section_share_one_list_of_known_ones(config_file: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(PretrainConfig, config_file, ["zzz=1", "qqq=2", "loss.zzz=1"])
+    message = str(caught.value)
+    assert "zzz, qqq: unknown keys; known keys: calibration_rows, " in message
+    assert "loss.zzz: unknown key; known keys: hidden, " in message
+    assert message.count("known keys: calibration_rows") == 1
+
+
 def test_missing_key_says_how_to_set_it(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("output: x\n", encoding="utf-8")

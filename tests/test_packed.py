@@ -151,8 +151,12 @@ def test_altered_files_are_refused(copy: Path, damage: Callable[[Path], None], m
         ({"pooler": "mean"}, "pooler is 'mean', wanted one of plain, residual_norm"),
         ({"max_length": 17}, "above max_position_embeddings"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
-        ({"labels": ["only"]}, "at least two for classification"),
-        ({"head": "regression"}, r"with head 'regression', wanted .* none else"),
+        ({"layer_norm_eps": True}, "layer_norm_eps is True"),
+        ({"labels": ["only"]}, "at least two strings"),
+        ({"labels": "two"}, "at least two strings"),
+        ({"head": "nsp"}, "wanted a list of two strings for head 'nsp'"),
+        ({"head": "none"}, "wanted an empty list for head 'none'"),
+        ({"head": "regression"}, "wanted an empty list for head 'regression'"),
         ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers is 2147483647, wanted an integer from 1 to 4096"),
         ({"surprise": 1}, r"unknown keys \['surprise'\]"),
         ({"tokenizer": {}}, "wanted vocab_size"),
@@ -217,7 +221,7 @@ def test_a_next_sentence_head_without_labels_is_refused_on_reading(copy: Path) -
     for labels in ([], ["is_next"], ["is_next", "not_next", "unknown"]):
         (copy / "config.json").write_text(json.dumps(config | {"head": "nsp", "labels": labels}), encoding="utf-8")
         resign(copy)
-        with pytest.raises(UserError, match=r"with head 'nsp', wanted .* two for nsp"):
+        with pytest.raises(UserError, match="wanted a list of two strings for head 'nsp'"):
             load_packed(copy)
     (copy / "config.json").write_text(
         json.dumps(config | {"head": "nsp", "labels": ["is_next", "not_next"]}), encoding="utf-8"

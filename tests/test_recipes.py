@@ -119,7 +119,12 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     distance_to_teacher.main()
     alone = json.loads((tmp_path / "distance.json").read_text())
     assert {key: trained[key] for key in alone if key != "run"} == {key: alone[key] for key in alone if key != "run"}
-    assert f"| {alone['layer_error'][-1]:.3f} |" in capsys.readouterr().out
+    assert f"| {alone['layer_error'][-1]:.3f} |" in (printed := capsys.readouterr().out)
+    with monkeypatch.context() as patched:
+        patched.setattr(distance_to_teacher, "measure_run", lambda *arguments: alone)
+        patched.setattr("sys.argv", ["distance_to_teacher.py", str(run), "--rows", "8"])
+        distance_to_teacher.main()
+    assert capsys.readouterr().out == printed
     assert attended_with_steps(run, [0.0, 4.0], tmp_path) == [1, 0]  # of text alone: rows are padded
     with pytest.raises(UserError, match="has no final/; finish it"):
         distance_to_teacher.measure_run(unfinished(run, tmp_path / "unfinished"), None)

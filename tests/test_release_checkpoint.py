@@ -94,6 +94,7 @@ def test_a_release_has_its_card_and_loads_by_name(
     assert "without a teacher:" in card
     assert "epochs: 1" in card
     assert "bitbert-finetune bitbert-tiny-task" not in card
+    assert '.classify(["a text"])[0].label  # ' in card
     assert "Nothing is downloaded." in card
 
 
@@ -103,13 +104,12 @@ def test_a_vocabulary_of_others_is_named_and_not_copied(run: Path, tmp_path: Pat
     save_packed(tmp_path / "packed", packed, "# card\n")
     options = {"teacher_license": "MIT", "tokenizer": [MINILM]}
     with pytest.raises(UserError, match="--labels names 1 classes, the model has"):
-        release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="one,one")
+        release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="one")
     folder = release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="other,next")
     assert not (folder / "tokenizer.json").exists()
     card = (folder / "README.md").read_text()
     assert f"it is read from `{MINILM}`, and checked by its hash." in card
     assert "head nsp: other, next" in card
-    assert "is_next" not in card
     assert Runtime.load(folder).classify(["the king reads"])[0].label in ("other", "next")
 
 

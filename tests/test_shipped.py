@@ -8,7 +8,7 @@ import pytest
 from bitbert.packed import load_packed
 from bitbert.released import FOLDER, released_names
 from bitbert.runtime import Runtime
-from bitbert.runtime.info import describe_config
+from bitbert.runtime.info import describe_model
 
 
 @pytest.mark.parametrize("name", released_names())
@@ -20,7 +20,7 @@ def test_it_is_whole_small_and_has_its_card(name: str) -> None:
     card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
     for section in ("## Use", "## Data and licences", "## Recipe", "## Results", "## Limits"):
         assert section in card
-    for key, value in describe_config(config):
+    for key, value in describe_model(config):
         assert f"- {key}: {value}\n" in card
     assert str(Path.home()) not in card
 

@@ -12,7 +12,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from bitbert.model.configuration import METHOD_FIELDS, PRESETS, SHAPE_FIELDS, BitBertConfig, preset_fields
+from bitbert.model.configuration import SHAPE_FIELDS, BitBertConfig
 from bitbert.model.hf_tokenizer import BitBertTokenizer
 from bitbert.model.modeling import (
     BitBertForMaskedLM,
@@ -25,6 +25,7 @@ from bitbert.model.modeling import (
     BitBertPreTrainedModel,
 )
 from bitbert.model.quantizer import BitBertPackedConfig, BitBertPackedQuantizer
+from bitbert.presets import METHOD_FIELDS, PRESETS, preset_fields
 
 AutoConfig.register(BitBertConfig.model_type, BitBertConfig)
 AutoModel.register(BitBertConfig, BitBertModel)

@@ -5,9 +5,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from bitbert.errors import UserError, did_you_mean
 from bitbert.model.levels import check_activation_bits
 from bitbert.packed import FORMAT, SIZES, PackedConfig, parse_config
+from bitbert.presets import ELASTIC, PRESETS
 
 QUANT_METHOD = "bitbert_packed"
 """What transformers calls packed weights; see bitbert.model.quantizer."""
@@ -129,7 +129,7 @@ def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     """The fields of a :class:`BitBertConfig` for a packed checkpoint, its quantization method included."""
     fields = {name: getattr(packed, name) for name in (*PACKED_METHOD_FIELDS, *SHAPE_FIELDS)}
     # How such a model trains on does not show in its function: that is what the method's name says.
-    fields |= {name: PRESETS.get(packed.method, _ELASTIC)[name] for name in _TRAINING_FIELDS}
+    fields |= {name: PRESETS.get(packed.method, ELASTIC)[name] for name in _TRAINING_FIELDS}
     fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
     if packed.head in ("classification", "regression"):
         labels = packed.labels or ["LABEL_0"]
@@ -137,85 +137,7 @@ def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     return fields
 
 
-_ELASTIC: dict[str, Any] = {
-    "weight_binarizer": "mean_centered",
-    "weight_scale": "tensor",
-    "split_weights": False,
-    "step_sizes": "learned",
-    "input_shift": True,
-    "attention": "softmax",
-    "hidden_act": "gelu",
-    "ffn_input": "signed",
-    "mlm_head_act": "relu",
-    "activation_bits": 1,
-    "residual_estimators": "shared",
-    "residual_init": "normal",
-}
-
-_PLAIN: dict[str, Any] = {"residual_rank": 0, "pooler": "plain"}
-_TERNARY: dict[str, Any] = {"weight_binarizer": "ternary", "step_sizes": "minmax", "input_shift": False}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # BiPFT-B (arXiv 2312.08937): elastic binarizers, residual estimators of rank 1, pooler with norm and skip.
-    "bipft-b": {**_ELASTIC, "residual_rank": 1, "pooler": "residual_norm"},
-    # BiPFT-A: the same binary BERT, pretrained the same way, without estimators.
-    "bipft-a": {**_ELASTIC, "residual_rank": 0, "pooler": "residual_norm"},
-    # The task-specific baseline: elastic binarizers in an otherwise vanilla BERT, finetuned without pretraining.
-    "baseline": {**_ELASTIC, **_PLAIN},
-    # Ours: BiPFT-B with a scale an output channel and two-set binarization in the feed-forward block.
-    "bitbert": {
-        **_ELASTIC,
-        "weight_scale": "channel",
-        "residual_rank": 1,
-        "hidden_act": "relu",
-        "ffn_input": "unsigned",
-        "pooler": "residual_norm",
-        "mlm_head_act": "gelu",
-    },
-    # BiT (arXiv 2205.13016): the baseline with two-set binarization, {0, a} after softmax and ReLU, {-a, a} elsewhere.
-    "bit": {**_ELASTIC, **_PLAIN, "hidden_act": "relu", "ffn_input": "unsigned"},
-    # BiBERT (arXiv 2203.06390): row-centred weights, plain signs, Bi-Attention.
-    "bibert": {
-        **_ELASTIC,
-        **_PLAIN,
-        "weight_binarizer": "row_centered",
-        "weight_scale": "channel",
-        "step_sizes": "one",
-        "input_shift": False,
-        "attention": "bi",
-    },
-    # TernaryBERT (arXiv 2009.12812): ternary weights, 8-bit activations; activation_bits=2 for its 2-bit rows.
-    "ternarybert": {**_ELASTIC, **_PLAIN, **_TERNARY, "activation_bits": 8},
-    # BinaryBERT (arXiv 2012.15701): what ternary weight splitting leaves, with 4-bit elastic activations and ReLU.
-    "binarybert": {
-        **_ELASTIC,
-        **_PLAIN,
-        **_TERNARY,
-        "weight_binarizer": "uncentered",
-        "split_weights": True,
-        "step_sizes": "learned",
-        "hidden_act": "relu",
-        "ffn_input": "unsigned",
-        "activation_bits": 4,
-    },
-}
-
-
-def preset_fields(method: str) -> dict[str, Any]:
-    """Config fields of a preset, its name included.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    if method not in PRESETS:
-        raise UserError(
-            f"method {method!r} is not known{did_you_mean(method, PRESETS)}; presets: {', '.join(sorted(PRESETS))}"
-        )
-    return {"method": method, **PRESETS[method]}
-
-
-METHOD_FIELDS = ("method", *PRESETS["bipft-b"])
-# What a packed checkpoint says of them: what its function depends on.
+# What a packed checkpoint says of a method: what its function depends on.
 PACKED_METHOD_FIELDS = (
     "method",
     "weight_scale",

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitbert.errors import UserError
-from bitbert.model.configuration import BitBertConfig, preset_fields
+from bitbert.model.configuration import BitBertConfig
 from bitbert.model.modeling import BitBertForPreTraining, BitBertForSequenceClassification, BitBertPreTrainedModel
+from bitbert.presets import preset_fields
 
 # Ours -> HF's name, inside one encoder layer. The binary linears come first.
 _LAYER_LINEARS = {

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitbert.errors import UserError
-from bitbert.model.configuration import BitBertConfig, preset_fields
+from bitbert.model.configuration import BitBertConfig
 from bitbert.model.methods import CodedEmbedding, CodedLinear
 from bitbert.model.weights import ternary_codes
+from bitbert.presets import preset_fields
 
 _SPLIT_FIELDS = ("weight_binarizer", "split_weights", "method")
 

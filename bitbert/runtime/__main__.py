@@ -33,7 +33,7 @@ def predict(
     A task model prints its label and probability (a regression model its score); a pretraining checkpoint
     says whether the second text follows the first. The environment variable BITBERT_ISA forces an instruction set.
 
-    Example: bitbert-predict runs/sst2/packed "a gripping and moving film"
+    Example: bitbert-predict bitbert-l6-h384-sst2 "a gripping and moving film"
     """
     if sum((info, text is not None, input_file is not None)) != 1:
         raise UserError("wanted one of a TEXT, --input FILE or --info; see bitbert-predict --help")

@@ -10,20 +10,20 @@ _MIB = 1 << 20
 
 
 def describe_checkpoint(path: str | Path) -> list[tuple[str, str]]:
-    """Names and values, in order, of what a person asks of a packed checkpoint here.
+    """:func:`describe_model` of a checkpoint, its bytes on disk, and what would compute it here.
 
     Raises:
         UserError: see :func:`bitbert.packed.load_packed`.
     """
     return [
-        *describe_config(load_packed(path).config),
+        *describe_model(load_packed(path).config),
         ("folder", f"{checkpoint_bytes(find_model(path)) / _MIB:.2f} MiB"),
         ("instruction sets", f"{', '.join(available_isas())}; in use: {choose_isa()}"),
     ]
 
 
-def describe_config(config: PackedConfig) -> list[tuple[str, str]]:
-    """What of it is true wherever the checkpoint is."""
+def describe_model(config: PackedConfig) -> list[tuple[str, str]]:
+    """Names and values, in order, of what a person asks of a packed model."""
     specs = tensor_specs(config).values()
     num_bits = sum(rows * columns for rows, columns in binary_matrices(config).values())
     num_floats = sum(_size(shape) for dtype, shape in specs if dtype == "float32")
@@ -45,7 +45,7 @@ def describe_config(config: PackedConfig) -> list[tuple[str, str]]:
             "operations",
             f"{num_macs / 1e9:.2f} G binary multiply-accumulates a text of {config.max_length} tokens",
         ),
-        ("weight scale", f"one a {'output channel' if config.weight_scale == 'channel' else 'matrix'}"),
+        ("weight scale", f"one {'an output channel' if config.weight_scale == 'channel' else 'a matrix'}"),
         ("feed-forward", f"{config.hidden_act}, {config.ffn_input} second input"),
         ("attention", config.attention),
         ("residual estimators", _estimators(config)),

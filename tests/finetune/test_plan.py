@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bitbert.finetune.source import open_source
 from bitbert.finetune.statistics import averages
 from bitbert.finetune.submission import FILES, write_answers
 from bitbert.finetune.tasks import AVERAGED_TASKS, TASKS, GlueTask, find_tasks
-from tests.conftest import run_module
+from tests.conftest import REPOSITORY, run_module
 from tests.finetune.conftest import RECIPE
 
 MAIN_FILES = {"results.json", "results.md", "results.png"}
@@ -264,6 +265,29 @@ def test_a_wrong_file_of_the_last_task_stops_the_plan_before_the_first(
             *(monkeypatch, packed_model, "--task", "all", "--glue-dir", folder, "--output", tmp_path / "out"),
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("epochs=1", r"epochs=1 changes nothing for cola, whose epochs in the recipe is 50; give tasks.cola.epochs=1"),
+        ("epochs=50", None),
+        ("tasks.cola.epochs=1", None),
+        ("learning_rate=1e-4", None),
+    ],
+)
+def test_a_key_that_the_recipes_tasks_hide_is_refused(
+    key: str,
+    message: str | None,
+    tiny_glue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ("x", "--check", "--task", "cola", "--glue-dir", tiny_glue, key, "--config")
+    recipe = REPOSITORY / "configs" / "finetune" / "bipft.yaml"
+    with nullcontext() if message is None else pytest.raises(SystemExit):
+        run_door(monkeypatch, *arguments, recipe)
+    assert message is None or message in capsys.readouterr().err
 
 
 def test_help_teaches() -> None:

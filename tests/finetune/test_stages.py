@@ -182,6 +182,19 @@ def test_stages_name_earlier_ones(stages: str, message: str) -> None:
         load_config(MethodConfig, METHODS / "baseline.yaml", [f"stages={stages}"])
 
 
+@pytest.mark.parametrize("key", ["recipe.learning_rate", "stages.w1a1.recipe.epochs"])
+def test_keys_that_the_recipes_tasks_hide_are_refused(
+    key: str, tiny_glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = ["stages.w1a1.recipe={tasks: {stsb: {epochs: 2}}}"] if key.startswith("stages.") else []
+    options = ["--config", METHODS / "bit.yaml", "--task", "stsb", "--glue-dir", tiny_glue, "--output", tmp_path]
+    monkeypatch.setattr("sys.argv", ["bitbert-method", "model", *map(str, options), *hidden, f"{key}=1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{key}=1" in (error := capsys.readouterr().err)
+    assert "changes nothing for stsb" in error
+
+
 def test_the_command_runs_a_method_on_glue(
     tiny_teacher: Path,
     tiny_glue: Path,

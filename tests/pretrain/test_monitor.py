@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bitbert.accounting import multiply_accumulates, shape_of
-from bitbert.model.configuration import PRESETS
 from bitbert.model.kernels import SWITCH, load_kernels
 from bitbert.model.linear import Binarizer, BinaryLinear
+from bitbert.presets import PRESETS
 from bitbert.pretrain.config import LossSection
 from bitbert.pretrain.monitor import BinaryMonitor, _count_ones, _pack
 from bitbert.pretrain.throughput import Throughput, batch_operations

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitbert.errors import UserError
-from bitbert.model.configuration import PRESETS
+from bitbert.presets import PRESETS
 from bitbert.pretrain.config import OptimizerSection
 from bitbert.pretrain.lamb import Lamb
 from bitbert.pretrain.optim import build_optimizer, set_learning_rate

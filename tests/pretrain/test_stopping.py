@@ -162,6 +162,7 @@ def test_check_needs_no_shards_and_prints_the_config(tmp_path: Path) -> None:
     [
         (["--ranks", "3"], "not a multiple of micro_batch_size 4 x 3 ranks = 12"),
         (["stepps=3"], "stepps: unknown key; did you mean 'steps'?"),
+        (["model.method=bipft"], "method 'bipft' is not known; did you mean 'bipft-"),
         (["seed=7"], "holds a run with seed=42, this config says 7"),
     ],
 )

@@ -56,6 +56,7 @@ def finished(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("runs") / "one"
     result = train(*settings, f"output={folder}")
     assert result.returncode == 0, result.stderr
+    assert "ranks: 1, on " in result.stderr
     return folder
 
 
