@@ -259,11 +259,12 @@ def main() -> None:
     parser.add_argument("--detach", action="store_true", help="go on in the background")
     Budget.add_arguments(parser)
     arguments = parser.parse_args()
-    if arguments.detach:
-        detach(__file__, arguments.work)
-        return
     try:
-        comparison = Comparison(Budget.of(arguments), arguments.work, arguments.json, arguments.workers)
+        budget = Budget.of(arguments)
+        if arguments.detach:
+            detach(__file__, arguments.work)
+            return
+        comparison = Comparison(budget, arguments.work, arguments.json, arguments.workers)
         comparison.path.parent.mkdir(parents=True, exist_ok=True)
         comparison.run()
     except UserError as error:

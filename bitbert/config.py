@@ -21,14 +21,29 @@ Precision = Literal["fp32", "bf16"]
 
 
 class FrozenConfig(BaseModel):
-    """Base of every config: unknown keys are refused and a config never changes once it is checked."""
+    """Base of every config: unknown keys and infinite numbers are refused, and it never changes once it is checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=FrozenConfig)
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice; YAML forbids it, and PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[str] | None = None) -> ConfigT:
@@ -44,8 +59,8 @@ def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[s
             f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config file {str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"config file {str(path)!r} holds {type(data).__name__}, wanted a mapping of keys to values")
@@ -68,6 +83,8 @@ def check_config(config_class: type[ConfigT], data: dict[str, Any], origin: str)
     """Build ``config_class`` from plain data; ``origin`` names the data in the error message."""
     try:
         return config_class.model_validate(_expand(data, origin))
+    except RecursionError as error:
+        raise UserError(f"{origin}: a value contains itself, or is nested too deeply; write it out") from error
     except ValidationError as error:
         problems = _describe_all(error.errors(), config_class)
         count = f"{len(problems)} problems: " if len(problems) > 1 else ""

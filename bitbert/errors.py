@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk is full."""
+_NO_WAY_IN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UserError(Exception):
@@ -40,12 +42,18 @@ def fail(message: str) -> NoReturn:
 
 
 def run_door(door: Callable[[], object]) -> None:
-    """Run a command-line door; a :class:`UserError`, or a full disk, becomes one line on stderr and exit code 2."""
+    """Run a command-line door; a mistake of the user's becomes one line on stderr and exit code 2.
+
+    That is a :class:`UserError`, a full disk, and a path that cannot be used: no permission, a file where a folder was
+    wanted or the other way round.
+    """
     try:
         door()
     except UserError as error:
         fail(str(error))
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space and start again")
+        if error.errno in NO_ROOM:
+            fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space and start again")
+        if error.errno in _NO_WAY_IN and error.filename is not None:
+            fail(f"cannot use {str(error.filename)!r}: {error.strerror}; give another path, or mend its permissions")
+        raise

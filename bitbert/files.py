@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         fsync_path(temporary)
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         if path.exists():
+            # In a container a process often has the number of the one before it, and finds what a kill left of that.
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
         os.replace(temporary, path)
         fsync_path(path.parent)
@@ -144,7 +146,21 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{what} {str(path)!r} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, more digits or levels than Python reads
         raise UserError(
             f"{what} {str(path)!r} is not valid JSON ({error}); the file is damaged, make or copy it again"
         ) from error
+
+
+def read_json_object(path: Path, what: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """:func:`read_json` of a file that holds an object with, at least, ``keys``."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{what} {str(path)!r} holds {type(found).__name__}, wanted an object; the file is damaged, "
+            "make or copy it again"
+        )
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise UserError(f"{what} {str(path)!r} lacks {', '.join(missing)}; the file is damaged, make or copy it again")
+    return found

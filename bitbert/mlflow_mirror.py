@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitbert.distributed import log
-from bitbert.files import read_json, write_json_atomically
+from bitbert.files import read_json_object, write_json_atomically
 
 RUNS_FILE = "mlflow.json"
 _QUEUE_RECORDS = 20_000  # about a day of logging; older ones are dropped first
@@ -31,8 +31,8 @@ def forget_runs_of(original: Path, copy: Path) -> None:
     """
     path, others = copy / RUNS_FILE, original / RUNS_FILE
     if path.exists() and others.exists() and not path.samefile(others):
-        theirs = read_json(others, "MLflow run ids")
-        known = read_json(path, "MLflow run ids")
+        theirs = read_json_object(others, "MLflow run ids")
+        known = read_json_object(path, "MLflow run ids")
         write_json_atomically(path, {uri: run_id for uri, run_id in known.items() if theirs.get(uri) != run_id})
 
 
@@ -48,7 +48,7 @@ class MlflowRun:
 
         self._client = MlflowClient(tracking_uri=uri)
         path = folder / RUNS_FILE
-        known = read_json(path, "MLflow run ids") if path.exists() else {}
+        known = read_json_object(path, "MLflow run ids") if path.exists() else {}
         if uri not in known:
             found = self._client.get_experiment_by_name(experiment)
             experiment_id = (

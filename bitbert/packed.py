@@ -46,17 +46,21 @@ CHOICES = {
     "head": ("none", "nsp", "classification", "regression"),
 }
 """What config.json may say; the native library's codes count in this order."""
-_NUM_LABELS = {"none": (0, 0), "nsp": (2, 2), "classification": (2, 2**31), "regression": (0, 0)}
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+_LARGEST = {
+    "vocab_size": 2**28,
+    "hidden_size": 2**20,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**20,
+    "intermediate_size": 2**22,
+    "max_position_embeddings": 2**20,
+    "type_vocab_size": 2**20,
+}
+"""As in native/src/model.c: what a config asks for is counted before the file shows that it is there."""
+SIZES = tuple(_LARGEST)
 """What gives a model its shape, by HF's names."""
+_LARGEST_RANK = 2**12
+_NUM_LABELS = {"none": (0, 0), "nsp": (2, 2), "classification": (2, 2**20), "regression": (0, 0)}
+"""Fewest and most labels of a head."""
 
 
 @dataclass(frozen=True)
@@ -327,10 +331,11 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
             f"{origin}: missing keys {sorted(names - set(data))}, unknown keys {sorted(set(data) - names)}; "
             f"the file is not of version {FORMAT_VERSION}"
         )
-    for name in (*SIZES, "max_length", "residual_rank"):
-        lowest = 0 if name == "residual_rank" else 1
-        if type(data[name]) is not int or not lowest <= data[name] < 2**31:
-            raise UserError(f"{origin}: {name} is {data[name]!r}, wanted an integer of at least {lowest}")
+    limits = {name: (1, largest) for name, largest in _LARGEST.items()}
+    limits |= {"max_length": (1, _LARGEST["max_position_embeddings"]), "residual_rank": (0, _LARGEST_RANK)}
+    for name, (lowest, largest) in limits.items():
+        if type(data[name]) is not int or not lowest <= data[name] <= largest:
+            raise UserError(f"{origin}: {name} is {data[name]!r}, wanted an integer from {lowest} to {largest}")
     for name, choices in CHOICES.items():
         if data[name] not in choices:
             raise UserError(f"{origin}: {name} is {data[name]!r}, wanted one of {', '.join(choices)}")
@@ -351,14 +356,18 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
         )
     if type(data["layer_norm_eps"]) not in (int, float) or not 0 <= data["layer_norm_eps"] < 1:
         raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
-    labels, least, most = data["labels"], *_NUM_LABELS[data["head"]]
-    is_list = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not is_list or not least <= len(labels) <= most:
-        wanted = {0: "an empty list", 2: "a list of two strings"}.get(most, "a list of at least two strings")
-        raise UserError(f"{origin}: labels are {labels!r}, wanted {wanted} for head {data['head']!r}")
+    _check_labels(data, origin)
     if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
         raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
     return PackedConfig(**data)
+
+
+def _check_labels(data: dict[str, Any], origin: str) -> None:
+    labels, (least, most) = data["labels"], _NUM_LABELS[data["head"]]
+    is_list = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not is_list or not least <= len(labels) <= most:
+        wanted = {0: "an empty list", 2: "a list of two strings"}.get(most, "a list of at least two strings")
+        raise UserError(f"{origin}: labels are {labels!r:.200}, wanted {wanted} for head {data['head']!r}")
 
 
 def _check_sums(folder: Path) -> None:
@@ -378,6 +387,8 @@ def _check_sums(folder: Path) -> None:
             "copy the checkpoint again"
         )
     for name, digest in entries.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{str(folder / name)!r} is no file; copy the checkpoint again")
         found = sha256_file(folder / name)
         if found != digest:
             raise UserError(

@@ -9,9 +9,13 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def _shipped_folder(package: Path) -> Path:
-    """Where an installed package has its checkpoints, or the checkout that an editable install leads to."""
-    is_checkout = (package.parent / "pyproject.toml").is_file()
-    return (package.parent if is_checkout else package) / "checkpoints"
+    """Where an installed package has its checkpoints, or the checkout that an editable install leads to.
+
+    The installed one first: another package may leave a pyproject.toml beside ours.
+    """
+    inside = package / "checkpoints"
+    is_checkout = not inside.is_dir() and (package.parent / "pyproject.toml").is_file()
+    return package.parent / "checkpoints" if is_checkout else inside
 
 
 FOLDER = _shipped_folder(_PACKAGE)

@@ -43,12 +43,17 @@ def resolve(name: str) -> str:
 
 
 def require_local_or_hub(name: str, what: str) -> str:
-    """Resolve ``name`` and refuse something that is meant as a path but is not there.
+    """Resolve ``name``, ``~`` included, and refuse something that is meant as a path but is not there.
 
     A name with at most one ``/``, not starting with ``.``, ``/`` or ``~``, may be a Hugging Face id and is passed on.
+
+    Raises:
+        UserError: nothing is there.
     """
     resolved = resolve(name)
-    looks_like_path = resolved.startswith((".", "/", "~")) or resolved.count("/") > 1
-    if looks_like_path and not Path(resolved).expanduser().exists():
+    if not resolved.startswith((".", "/", "~")) and resolved.count("/") <= 1:
+        return resolved
+    path = Path(resolved).expanduser()
+    if not path.exists():
         raise UserError(f"{what} {name!r} does not exist; give a folder, a Hugging Face id or package://DIST/PATH")
-    return resolved
+    return str(path)

@@ -27,7 +27,10 @@ FORMAT = "bitbert-shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ROWS_PER_RECORD_BATCH = 1024
-_MANIFEST_KEYS = ("rows", "tokens", "max_length", "nsp", "tokenizer", "files")
+_MANIFEST_KEYS = {"rows": int, "tokens": int, "max_length": int, "nsp": bool, "tokenizer": dict, "files": list}
+_FILE_KEYS = {"name": str, "rows": int, "tokens": int, "bytes": int, "sha256": str}
+_IDS = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+_TOKENIZER_KEYS = {"fingerprint": str, "vocab_size": int, **dict.fromkeys(_IDS, int)}
 _ADVICE = "build the shards again or copy the file anew"
 
 
@@ -237,7 +240,11 @@ class ShardReader:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check a shard folder's manifest."""
+    """Read and check a shard folder's manifest.
+
+    Raises:
+        UserError: it is missing, of another format or damaged, or there are no rows.
+    """
     if not folder.is_dir():
         raise UserError(f"shard folder {str(folder)!r} does not exist; build it with bitbert-data CONFIG")
     if not (folder / MANIFEST).is_file():
@@ -251,15 +258,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{str(folder / MANIFEST)!r} is {found[0]!r} version {found[1]!r}, "
             f"wanted {FORMAT!r} version {FORMAT_VERSION}; build the shards again"
         )
-    missing = [key for key in _MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise UserError(f"{str(folder / MANIFEST)!r} lacks {', '.join(missing)}; the file is damaged, {_ADVICE}")
+    _require(manifest, _MANIFEST_KEYS, folder, "")
+    _require(manifest["tokenizer"], _TOKENIZER_KEYS, folder, "tokenizer.")
+    for number, entry in enumerate(manifest["files"]):
+        _require(entry, _FILE_KEYS, folder, f"files[{number}].")
     strange = [entry["name"] for entry in manifest["files"] if Path(entry["name"]).name != entry["name"]]
     if strange:
         raise UserError(f"{str(folder / MANIFEST)!r} names files outside of its folder ({strange[0]!r}); {_ADVICE}")
     if not manifest["rows"]:
         raise UserError(f"shard folder {str(folder)!r} holds no rows; build it again from a corpus with text")
     return manifest
+
+
+def _require(found: Any, kinds: dict[str, type], folder: Path, where: str) -> None:
+    """Check that a part of the manifest has these keys with values of these kinds, numbers of at least 0."""
+    for key, kind in kinds.items():
+        value = found.get(key) if isinstance(found, dict) else None
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise UserError(
+                f"{str(folder / MANIFEST)!r}: {where}{key} is {value!r:.80}, wanted {kind.__name__}; "
+                f"the file is damaged, {_ADVICE}"
+            )
 
 
 def verify_shards(folder: Path) -> list[str]:

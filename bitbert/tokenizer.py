@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitbert.errors import UserError
-from bitbert.files import read_json
+from bitbert.files import read_json_object
 from bitbert.resources import resolve
 from bitbert.tokenizer_reference import REFERENCE_FILE, read_reference
 
@@ -71,8 +71,15 @@ class Tokenizer(ABC):
     def encode_pairs(
         self, firsts: list[str], seconds: list[str] | None, max_length: int
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """:meth:`encode_pair` of many texts, or of many pairs, tokenized together."""
-        room = max_length - (2 if seconds is None else 3)
+        """:meth:`encode_pair` of many texts, or of many pairs, tokenized together.
+
+        Raises:
+            UserError: ``max_length`` is below the number of special tokens.
+        """
+        num_special = 2 if seconds is None else 3
+        room = max_length - num_special
+        if room < 0:
+            raise UserError(f"max_length {max_length} has no room for [CLS] and [SEP], wanted at least {num_special}")
         if seconds is None:
             for a in self.encode_batch(firsts):
                 yield join_segments(a[:room], None, self.cls_id, self.sep_id)
@@ -243,7 +250,7 @@ def _download(name: str) -> Path:
 
         return Path(hf_hub_download(name, WORDPIECE_FILE))
     except Exception as error:  # offline, unknown id, gated: one answer for the user
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"tokenizer {name!r} is not a local path and could not be fetched from the Hugging Face hub ({reason})"
         ) from error
@@ -281,7 +288,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 def _read_case_rules(folder: Path) -> dict[str, Any]:
     """``lowercase`` and ``strip_accents`` of :func:`wordpiece_backend`; BERT's where ``folder`` does not say them."""
     path = folder / "tokenizer_config.json"
-    found = read_json(path, "tokenizer config") if path.is_file() else {}
+    found = read_json_object(path, "tokenizer config") if path.is_file() else {}
     lowercase, strip_accents = found.get("do_lower_case", True), found.get("strip_accents")
     if not isinstance(lowercase, bool) or not isinstance(strip_accents, bool | None):
         raise UserError(

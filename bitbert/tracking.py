@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from bitbert.distributed import log
 from bitbert.errors import UserError
-from bitbert.files import read_json, write_json_atomically, write_text_atomically
+from bitbert.files import read_json_object, write_json_atomically, write_text_atomically
 from bitbert.mlflow_mirror import MlflowMirror, MlflowRun, Record
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -132,19 +132,21 @@ def check_mlflow_uri(uri: str | None) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics.jsonl; a line cut off by a kill is left out."""
+    """All complete lines of a metrics.jsonl; what a kill or a lost disk left of others is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except ValueError:
             continue
+        if isinstance(line, dict) and {"step", "time_s"} <= set(line):
+            lines.append(line)
     return lines
 
 
 def read_status(folder: Path) -> RunStatus:
     """How the run in ``folder`` ended, or RUNNING."""
-    return read_json(folder / STATUS_FILE, "run status")["status"]
+    return read_json_object(folder / STATUS_FILE, "run status", ("status",))["status"]
 
 
 def as_record(line: Mapping[str, Any]) -> Record:

@@ -7,12 +7,14 @@ from pydantic import Field, model_validator
 from bitbert.config import FrozenConfig
 
 Policy = Literal["fail", "skip"]
+# The splitter takes any word for a language, and English rules for one that it does not know.
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
 
 
 class SourceConfig(FrozenConfig):
     """One corpus: local files, or a dataset of the Hugging Face hub. Exactly one of ``path`` and ``dataset``."""
 
-    path: Annotated[str | None, Field(description="file, folder, glob or package://DIST/PATH")] = None
+    path: Annotated[str | None, Field(min_length=1, description="file, folder, glob or package://DIST/PATH")] = None
     dataset: Annotated[str | None, Field(description="Hugging Face datasets id, e.g. wikimedia/wikipedia")] = None
     name: Annotated[str | None, Field(description="the dataset's configuration, e.g. 20231101.en")] = None
     split: str = "train"
@@ -85,14 +87,14 @@ class PairTaskConfig(FrozenConfig):
 class DataConfig(FrozenConfig):
     """Everything that decides the bytes of a shard build."""
 
-    output: Annotated[str, Field(description="folder to create; gets train/, heldout/ and config.yaml")]
+    output: Annotated[str, Field(min_length=1, description="folder to create; gets train/, heldout/ and config.yaml")]
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
     tokenizer: Annotated[str, Field(description="file, model folder, package://DIST/PATH or Hugging Face id")]
     tokenizer_fingerprint: Annotated[
         str | None,
         Field(min_length=8, description="hex digits that the tokenizer's fingerprint must begin with"),
     ] = None
-    language: Annotated[str, Field(description="language of the sentence splitter, ISO 639-1")] = "en"
+    language: Annotated[Language, Field(description="language of the sentence splitter, ISO 639-1")] = "en"
     seed: Annotated[int, Field(ge=0)] = 42
     objective: Annotated[
         Literal["mlm_nsp", "mlm"], Field(description="sentence pairs with a label, or single segments")
@@ -120,7 +122,7 @@ class DataConfig(FrozenConfig):
 class TokenizerConfig(FrozenConfig):
     """Everything that decides the bytes of a trained tokenizer."""
 
-    output: Annotated[str, Field(description="folder to create; DataConfig.tokenizer can name it")]
+    output: Annotated[str, Field(min_length=1, description="folder to create; DataConfig.tokenizer can name it")]
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
     kind: Literal["wordpiece", "sentencepiece"] = "wordpiece"
     vocab_size: Annotated[int, Field(ge=64, le=2**20, description="special tokens included")] = 30_522
@@ -132,7 +134,7 @@ class TokenizerConfig(FrozenConfig):
     max_sentences: Annotated[int, Field(ge=100, description="SentencePiece: sentences drawn from the corpus")] = (
         1_000_000
     )
-    language: str = "en"
+    language: Language = "en"
     seed: Annotated[int, Field(ge=0)] = 42
     bad_input: Policy = "fail"
     clean: CleanConfig = CleanConfig()

@@ -66,7 +66,10 @@ def source_files(source: SourceConfig, output: Path | None = None) -> list[Path]
         files = sorted(file for file in path.rglob("*") if file.is_file() and file_kind(file) in KINDS)
     else:
         root = Path(path.anchor or ".")
-        files = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
+        try:
+            files = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
+        except ValueError as error:
+            raise UserError(f"corpus {source.path!r} is no glob ({error}); use * within a name, ** alone") from error
     found = len(files)
     files = files if output is None else _without_own_files(files, output)
     if not files:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitbert.errors import UserError
-from bitbert.files import read_json, write_json_atomically
+from bitbert.files import read_json_object, write_json_atomically
 
 from .config import DataConfig
 from .units import Unit
@@ -52,7 +52,7 @@ class WorkFolder:
         }
         parts = [unit.describe() for unit in units]
         if marker.is_file():
-            found = read_json(marker, "record of an unfinished build")
+            found = read_json_object(marker, "record of an unfinished build")
             changed = [key for key, value in described.items() if found.get(key) != value]
             if changed and not discard_other:
                 raise UserError(
@@ -107,4 +107,4 @@ class WorkFolder:
 
     def read_record(self, path: Path) -> dict[str, Any] | None:
         """A finished step's record, or None where the step is still to be done."""
-        return read_json(path, "record of a finished step") if path.is_file() else None
+        return read_json_object(path, "record of a finished step") if path.is_file() else None

@@ -1,6 +1,5 @@
 """Independent steps on worker processes: started by spawn, ended with their parent, one clear error for the user."""
 
-import errno
 import multiprocessing
 import os
 import threading
@@ -11,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from bitbert.errors import UserError
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from bitbert.errors import NO_ROOM, UserError
 
 
 def usable_cores() -> int:
@@ -79,7 +76,7 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in NO_ROOM:
             raise
         raise UserError(
             f"no space left for {str(error.filename or folder)!r} ({error.strerror}); "

@@ -11,6 +11,7 @@ from bitbert.errors import UserError
 from bitbert.files import write_json_atomically
 from bitbert.model import BitBertPreTrainedModel
 from bitbert.model.export import unpack_model
+from bitbert.model.loading import loading
 from bitbert.packed import load_packed
 from bitbert.tokenizer import Tokenizer
 
@@ -66,11 +67,12 @@ def answer_late(
             f"remove {str(folder)!r} to finetune again"
         )
     log(f"{task.title} seed {result['seed']}: its saved model answers {', '.join(late)}")
-    model: Any = (
-        unpack_model(load_packed(path))
-        if result["packed"]
-        else task.head.model_class.from_pretrained(path, dtype=torch.float32)
-    )
+    with loading("model", str(path), f"remove {str(folder)!r} to finetune again"):
+        model: Any = (
+            unpack_model(load_packed(path))
+            if result["packed"]
+            else task.head.model_class.from_pretrained(path, dtype=torch.float32)
+        )
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     hashes = answer_tests(model, task, late, tokenizer, config, folder)
     answers = [*result["answers"], *(name for name in late if name not in result["answers"])]

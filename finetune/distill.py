@@ -4,10 +4,10 @@ BiPFT's finetuning has no teacher; nothing here is on its path. The terms are th
 over text only: the published losses count padding too, whose share depends on how rows are batched.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -45,6 +45,14 @@ class DistillationConfig(FrozenConfig):
     labels: Annotated[float, Field(ge=0, description="the task's own loss; left out for regression, as in BiBERT")] = (
         0.0
     )
+
+    @model_validator(mode="after")
+    def _asks_the_teacher(self) -> Self:
+        if not any((self.logits, self.hidden_states, self.projections, self.attention_scores)):
+            raise ValueError(
+                "no term has a weight that asks the teacher; give one, e.g. logits: 1, or leave teacher out"
+            )
+        return self
 
 
 class Distillation:

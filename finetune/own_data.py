@@ -38,7 +38,7 @@ def read_own_task(train: Path, evaluation: Path) -> TaskData:
         return _task(train, SpanHead(), *sets)
     if {"tokens", "tags"} <= columns:
         found = _word_tags(train_rows, train)
-        labels = tuple(sorted({tag for _, tags in found for tag in tags}))
+        labels = _class_names({tag for _, tags in found for tag in tags}, train)
         words = [
             _words(rows, labels, path)
             for rows, path in ((found, train), (_word_tags(eval_rows, evaluation), evaluation))
@@ -50,12 +50,7 @@ def read_own_task(train: Path, evaluation: Path) -> TaskData:
         raise UserError(f"{str(train)!r} has columns {sorted(columns)}, wanted {_KINDS}")
     names = (*texts, target)
     rows = [_rows(records, names, path) for records, path in ((train_rows, train), (eval_rows, evaluation))]
-    classes = () if target == "score" else tuple(sorted({row[-1] for row in rows[0]}))
-    if target == "label" and len(classes) < 2:
-        raise UserError(
-            f"{str(train)!r} has one label only, {classes[0]!r}; wanted at least two classes, "
-            "or a column score instead of label for numbers"
-        )
+    classes = () if target == "score" else _class_names({row[-1] for row in rows[0]}, train)
     head = SequenceHead(classes, ("accuracy",) if classes else ("pearson", "spearman"))
     return _task(
         train,
@@ -65,6 +60,15 @@ def read_own_task(train: Path, evaluation: Path) -> TaskData:
             for part, path in zip(rows, (train, evaluation), strict=True)
         ),
     )
+
+
+def _class_names(found: set[str], path: Path) -> tuple[str, ...]:
+    if len(found) < 2:
+        raise UserError(
+            f"{str(path)!r} has one label only, {next(iter(found))!r}; wanted at least two classes, "
+            "or a column score instead of label for numbers"
+        )
+    return tuple(sorted(found))
 
 
 def _task(train: Path, head: Head[Any], train_set: Examples, eval_set: Examples) -> TaskData:
@@ -119,7 +123,7 @@ def _table(text: str, path: Path) -> _Records:
 def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, more digits or levels than Python reads
         raise UserError(f"{str(path)!r}, line {line}: not valid JSON ({error}); repair the line") from error
     if not isinstance(value, dict):
         raise UserError(f"{str(path)!r}, line {line}: holds {type(value).__name__}, wanted an object with columns")
@@ -223,9 +227,13 @@ def _questions(records: _Records, path: Path) -> QuestionExamples:
                 f"{str(path)!r}, example {number}: no answer; wanted SQuAD 1.1, where every question has one"
             )
         for text, start in pairs:
-            if not isinstance(text, str) or not isinstance(start, int) or context[start : start + len(text)] != text:
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{str(path)!r}, example {number}: answer {text!r:.80}, wanted a part of the context")
+            # A negative number would count from the end, and the answer be found and never learnt.
+            if type(start) is not int or start < 0 or context[start : start + len(text)] != text:
                 raise UserError(
-                    f"{str(path)!r}, example {number}: answer {text!r} is not at character {start} of the context"
+                    f"{str(path)!r}, example {number}: answer {text!r:.80} is not at character {start!r:.80} of the "
+                    "context"
                 )
         answers.append(pairs)
     return QuestionExamples(

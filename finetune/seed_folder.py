@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitbert.errors import UserError
-from bitbert.files import read_json
+from bitbert.files import read_json_object
 from bitbert.tracking import Tracker, flatten
 
 from .config import TrackingSection
@@ -31,7 +31,7 @@ def read_result(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     """
     if not (folder / RESULT).is_file():
         return None
-    found: dict[str, Any] = read_json(folder / RESULT, "finetuning result")
+    found = read_json_object(folder / RESULT, "finetuning result")
     lacking = {key for key in _ADDED if key not in found}
     compared = [key for key in identity if key != _NAME and key not in lacking]
     wanted, have = (flatten({key: values.get(key) for key in compared}) for values in (identity, found))

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from bitbert.distributed import log
 from bitbert.errors import UserError
-from bitbert.files import read_json
+from bitbert.files import read_json_object
 from bitbert.model import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig, BitBertPreTrainedModel, preset_fields
 from bitbert.model.convert import from_full_precision
 from bitbert.model.export import unpack_model
 from bitbert.model.latent import spread_latent_weights
+from bitbert.model.loading import loading, refuse_other_types
 from bitbert.packed import is_packed, load_packed
 from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub, resolve
@@ -64,12 +65,7 @@ class Source:
         config = BitBertConfig(**{**self.config.to_diff_dict(), **head.config_fields(), **dropouts})
         torch.manual_seed(seed)
         model = head.model_class(config)
-        missing, unexpected = model.load_state_dict(self.tensors, strict=False)
-        if unexpected or set(missing) != set(head.parameters):
-            raise UserError(
-                f"the checkpoint does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}; "
-                "it is damaged, make it again"
-            )
+        load_encoder(model, self.tensors, head)
         return model
 
 
@@ -102,11 +98,36 @@ def open_source(name: str, method: str | None, *, spread: bool = True) -> Source
             f"model {name!r} has neither {_FINAL}/ nor config.json nor packed weights; give a finished run, "
             "a saved model or a packed checkpoint"
         )
-    if path.is_dir() and read_json(path / "config.json", "model config").get("model_type") == BitBertConfig.model_type:
+    if path.is_dir() and is_bitbert(path):
         _refuse_method(name, method)
-        config: Any = BitBertConfig.from_pretrained(path)
-        return Source(config, _encoder_tensors(_read_weights(path)), load_tokenizer(str(path)), calibrated=True)
+        with loading("model", name, "it is damaged, make or copy it again"):
+            config: Any = BitBertConfig.from_pretrained(path)
+        return Source(config, _encoder_tensors(read_weights(path)), load_tokenizer(str(path)), calibrated=True)
     return _open_full_precision(name, str(path) if path.exists() else name, method)
+
+
+def is_bitbert(path: Path) -> bool:
+    """Whether config.json in a model folder is one of ours, of latent or of packed weights."""
+    found = read_json_object(path / "config.json", "model config").get("model_type")
+    return bool(found == BitBertConfig.model_type)
+
+
+def load_encoder(model: Any, tensors: dict[str, Tensor], head: Head[Any]) -> None:
+    """Load ``tensors`` into ``model``, which has exactly these and the head's parameters, in these shapes.
+
+    Raises:
+        UserError: a tensor is missing, one too many, or of another shape.
+    """
+    own = model.state_dict()
+    missing = sorted(set(own) - set(tensors) - set(head.parameters))
+    unexpected = sorted(set(tensors) - set(own))
+    misshapen = sorted(name for name in set(own) & set(tensors) if own[name].shape != tensors[name].shape)
+    if missing or unexpected or misshapen:
+        raise UserError(
+            f"the checkpoint does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}, of another "
+            f"shape {misshapen[:3]}; it is damaged, make it again"
+        )
+    model.load_state_dict(tensors, strict=False)
 
 
 def load_bert(name: str, path: str) -> tuple[transformers.BertModel, Tokenizer]:
@@ -124,18 +145,11 @@ def load_bert(name: str, path: str) -> tuple[transformers.BertModel, Tokenizer]:
     """
     transformers.logging.set_verbosity_error()  # what is missing is checked and said here
     torch.manual_seed(0)
-    try:
-        model_type = transformers.PreTrainedConfig.get_config_dict(path)[0].get("model_type", "bert")
-        if model_type != "bert":
-            raise UserError(f"model {name!r} is of type {model_type!r}, wanted 'bert'; choose a BERT checkpoint")
+    with loading("model", name, "give a folder or a Hugging Face id of a BERT"):
+        refuse_other_types("model", name, path)
         loaded: Any = transformers.BertModel.from_pretrained(
             path, output_loading_info=True, dtype=torch.float32, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:  # transformers raises RuntimeError where shapes do not fit
-        raise UserError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
-            "give a folder or a Hugging Face id of a BERT"
-        ) from error
     model, info = loaded
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -201,10 +215,16 @@ def _encoder_tensors(tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {f"bitbert.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a saved model's folder.
+
+    Raises:
+        UserError: it has no weights in one file, or they are damaged.
+    """
     if not (path / "model.safetensors").is_file():
         raise UserError(f"model {str(path)!r} has no model.safetensors; save it with save_pretrained in one file")
-    return load_file(path / "model.safetensors")
+    with loading("model", str(path), "it is damaged, make or copy it again"):
+        return load_file(path / "model.safetensors")
 
 
 def _refuse_method(name: str, method: str | None) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from bitbert.errors import UserError
-from bitbert.files import read_json
 from bitbert.model import (
+    METHOD_FIELDS,
     SHAPE_FIELDS,
     BitBertConfig,
     BitBertForSequenceClassification,
@@ -21,16 +20,29 @@ from bitbert.model import (
 )
 from bitbert.model.calibrate import set_activation_bits
 from bitbert.model.convert import from_full_precision
+from bitbert.model.loading import loading
 from bitbert.model.splitting import half_width, split_ternary
 from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 
 from .head import Head
-from .source import Source, describe_start, load_bert, open_source, unknown_start
+from .source import (
+    Source,
+    describe_start,
+    is_bitbert,
+    load_bert,
+    load_encoder,
+    open_source,
+    read_weights,
+    unknown_start,
+)
 from .stages import FULL_PRECISION, StageConfig
 
-_KEPT_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_KEPT_FIELDS = (*SHAPE_FIELDS, *_DROPOUTS, "pad_token_id")
+_OWN_FIELDS = (*(field for field in METHOD_FIELDS if field != "method"), *_DROPOUTS)
+"""What a stage's ``fields`` may change."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +70,12 @@ class FullPrecisionSource(StageSource):
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
         """A ``BertForSequenceClassification`` with this encoder."""
-        names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-        dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
+        dropouts = {} if dropout is None else dict.fromkeys(_DROPOUTS, dropout)
         labels = head.config_fields()
         fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
         torch.manual_seed(seed)
         model = BertForSequenceClassification(BertConfig(**{**fields, **labels, **dropouts}))
-        missing, unexpected = model.load_state_dict(self.tensors, strict=False)
-        if unexpected or set(missing) != set(head.parameters):
-            raise UserError(f"the BERT does not fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        load_encoder(model, self.tensors, head)
         _load_head(model, self.head_tensors)
         return model
 
@@ -99,21 +108,20 @@ def load_classifier(folder: Path) -> PreTrainedModel:
     """The classifier that an earlier stage saved, full-precision or binary, in eval mode."""
     is_ours = _is_bitbert(str(folder))
     model_class: Any = BitBertForSequenceClassification if is_ours else BertForSequenceClassification
-    model: PreTrainedModel = model_class.from_pretrained(folder, dtype=torch.float32)
+    with loading("model", str(folder), "remove the folder of its stage to train it again"):
+        model: PreTrainedModel = model_class.from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 
 
-def _path(start: str) -> Path:
-    return find_model(require_local_or_hub(start, "model"))
+def _folder(start: str) -> Path:
+    """Where the model lies that ``start`` names; of a pretraining run its final one."""
+    path = find_model(require_local_or_hub(start, "model"))
+    return path / "final" if (path / "final").is_dir() else path
 
 
 def _is_bitbert(start: str) -> bool:
-    path = _path(start)
-    if (path / "final").is_dir():
-        return True
-    if not (path / "config.json").is_file():
-        return False
-    return read_json(path / "config.json", "model config").get("model_type") == BitBertConfig.model_type
+    path = _folder(start)
+    return (path / "config.json").is_file() and is_bitbert(path)
 
 
 def _change_bits(name: str, stage: StageConfig, start: str) -> Source:
@@ -134,11 +142,14 @@ def _change_bits(name: str, stage: StageConfig, start: str) -> Source:
 
 
 def _split(name: str, stage: StageConfig, start: str) -> Source:
-    if stage.fields:
-        raise UserError(f"stage {name!r}: splitting keeps the function; give fields to the ternarybert stage")
-    model: Any = split_ternary(load_classifier(Path(start)))
+    if stage.fields or stage.half_width:
+        raise UserError(
+            f"stage {name!r}: splitting keeps the function; give fields and half_width to the ternarybert stage"
+        )
+    folder = _folder(start)
+    model: Any = split_ternary(load_classifier(folder))
     tensors = model.state_dict()
-    return StageSource(model.config, _encoder(tensors), load_tokenizer(start), True, _saved_head(start))
+    return StageSource(model.config, _encoder(tensors), load_tokenizer(str(folder)), True, _saved_head(start))
 
 
 def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
@@ -153,6 +164,9 @@ def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
         named = {f"bert.{key}": tensor for key, tensor in tensors.items()}
         return FullPrecisionSource(BitBertConfig(**shape), named, tokenizer, True, head, bert.config)
     assert stage.method is not None  # open_stage
+    unknown = sorted(set(stage.fields) - set(_OWN_FIELDS))
+    if unknown:  # transformers' configs take any name
+        raise UserError(f"stage {name!r}, fields: unknown {', '.join(unknown)}; known: {', '.join(_OWN_FIELDS)}")
     if stage.half_width:
         tensors, changed = half_width(tensors, BitBertConfig(**shape))
         shape |= changed
@@ -170,10 +184,10 @@ def _encoder(tensors: dict[str, Any]) -> dict[str, Tensor]:
 
 def _saved_head(start: str) -> dict[str, Tensor]:
     """The classifier in a saved model; empty where it has none."""
-    path = _path(start) / "model.safetensors"
-    if not path.is_file():
+    path = _folder(start)
+    if not (path / "model.safetensors").is_file():
         return {}
-    return {name: tensor for name, tensor in load_file(path).items() if name.startswith("classifier.")}
+    return {name: tensor for name, tensor in read_weights(path).items() if name.startswith("classifier.")}
 
 
 @torch.no_grad()

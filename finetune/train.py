@@ -124,20 +124,9 @@ def train_seed(
         for _ in range(config.epochs):
             order = epoch_order(features, config.batch_size, random, group_by_length=config.group_by_length)
             for batch in batches(features, order, config.batch_size, pad_id, task.head):
-                model.train()
-                with products_in(config.precision, model.device):
-                    value = loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-                losses.append(value.item())
-                if not np.isfinite(losses[-1]):
-                    raise UserError(
-                        f"{task.title} seed {seed}, step {step + 1}: the loss is {losses[-1]}; "
-                        f"lower learning_rate={config.learning_rate}"
-                    )
-                optimizer.zero_grad()
-                value.backward()
-                clip_gradients(model, config)
                 set_rate(optimizer, rate_factor(config, step, total))
-                optimizer.step()
+                where = f"{task.title} seed {seed}, step {step + 1}"
+                losses.append(_train_step(model, batch, loss, optimizer, config, where))
                 step += 1
                 give_back_memory_now_and_then(step)
                 progress.advance(bar)
@@ -157,6 +146,28 @@ def train_seed(
     model.load_state_dict(best[2])
     chosen = history[best[1]]
     return Trained(model.eval(), chosen["step"], chosen["epoch"], chosen["scores"], history)
+
+
+def _train_step(
+    model: BitBertPreTrainedModel,
+    batch: dict[str, Tensor],
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    config: FinetuneConfig,
+    where: str,
+) -> float:
+    """One update at the optimizer's rate; returns the loss before it."""
+    model.train()
+    with products_in(config.precision, model.device):
+        value = loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+    found = value.item()
+    if not np.isfinite(found):
+        raise UserError(f"{where}: the loss is {found}; lower learning_rate={config.learning_rate}")
+    optimizer.zero_grad()
+    value.backward()
+    clip_gradients(model, config)
+    optimizer.step()
+    return found
 
 
 def show(scores: Scores) -> str:

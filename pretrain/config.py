@@ -16,7 +16,7 @@ RELATIONS = ("query", "key", "value")
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
-RunFolder = Annotated[str, Field(description="run folder")]
+RunFolder = Annotated[str, Field(min_length=1, description="run folder")]
 EvalEvery = Annotated[int, Field(ge=0, description="steps between evaluations; 0 = only before and after")]
 CheckpointEvery = Annotated[int, Field(ge=0, description="steps between checkpoints; 0 = only the last")]
 

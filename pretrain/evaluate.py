@@ -9,8 +9,6 @@ from .data import BatchMaker
 from .engine import Engine
 from .teacher import Teacher
 
-EVALUATION_EPOCH = 0
-
 
 @torch.no_grad()
 def evaluate(
@@ -23,7 +21,7 @@ def evaluate(
         over rows, where these have the label; ``eval/hidden_error``: ||h_s - h_t|| / ||h_t|| of the last layer over
         text tokens.
     """
-    rows = batches.sample_rows(EVALUATION_EPOCH, min(num_rows, len(batches.reader)))
+    rows = batches.sample_rows(0, min(num_rows, len(batches.reader)))
     rank, world_size = engine.topology.rank, engine.topology.world_size
     sums = torch.zeros(8, dtype=torch.float64, device=engine.device)
     model.eval()

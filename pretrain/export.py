@@ -8,15 +8,18 @@ import torch
 import typer
 
 from bitbert.errors import UserError, run_door
-from bitbert.files import read_json
+from bitbert.files import read_json_object
 from bitbert.model import BitBertForPreTraining
 from bitbert.model.export import pack_model
+from bitbert.model.loading import loading
 from bitbert.model.verify import verify_packed
 from bitbert.packed import checkpoint_bytes, save_packed
 from bitbert.tokenizer import load_tokenizer
 
 from .run import TRAINING_FILE
 from .run_folder import FINAL
+
+_RECORDED = ("max_length", "steps", "final_metrics", "config")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -52,8 +55,9 @@ def export_run(run_dir: Path, out_dir: Path, *, replace: bool = False) -> dict[s
         )
     if out_dir.exists() and not replace:
         raise UserError(f"output {str(out_dir)!r} already exists; choose another folder, or pass --replace")
-    training = read_json(final / TRAINING_FILE, "training record")
-    model = BitBertForPreTraining.from_pretrained(final, dtype=torch.float32)
+    training = read_json_object(final / TRAINING_FILE, "training record", _RECORDED)
+    with loading("model", str(final), "remove it and start bitbert-pretrain again, which writes it anew"):
+        model = BitBertForPreTraining.from_pretrained(final, dtype=torch.float32)
     packed = pack_model(model, load_tokenizer(str(final)), max_length=training["max_length"])
     difference = verify_packed(packed, model)
     save_packed(out_dir, packed, _card(training, packed.tensors, difference), replace=replace)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bitbert.errors import UserError
 from bitbert.files import read_json, write_atomically, write_text_atomically
-from bitbert.tracking import METRICS_FILE, STATUS_FILE, read_metrics
+from bitbert.tracking import METRICS_FILE, STATUS_FILE, read_metrics, read_status
 
 from .curves import Curve, Series, draw_curves, read_series
 
@@ -62,7 +62,7 @@ def write_report(folder: Path, output: Path) -> Path:
 
 
 def _page(folder: Path, lines: Sequence[Mapping[str, Any]], series: Series, curves: Sequence[Curve]) -> str:
-    status = read_json(folder / STATUS_FILE, "run status")["status"] if (folder / STATUS_FILE).exists() else "unknown"
+    status = read_status(folder) if (folder / STATUS_FILE).exists() else "unknown"
     last = max(line["step"] for line in lines)
     hours = (lines[-1]["time_s"] - lines[0]["time_s"]) / 3600
     title = f"Run {folder.resolve().name}"

@@ -104,6 +104,11 @@ def open_shards(folder: str, tokenizer: Tokenizer, data: DataSection, seed: int)
             f"shards {folder!r} were made with a tokenizer with fingerprint {found[:12]}, "
             f"the config's has {tokenizer.fingerprint[:12]}; use the shards' tokenizer or build them again"
         )
+    if reader.tokenizer != tokenizer.describe():
+        raise UserError(
+            f"shards {folder!r} say other things of their tokenizer than it says itself; their manifest is damaged, "
+            "build them again"
+        )
     return BatchMaker(reader, mask_probability=data.mask_probability, seed=seed)
 
 

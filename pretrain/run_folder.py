@@ -52,7 +52,7 @@ def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     path = Path(config.output) / CONFIG_FILE
     if path.exists():
         new = config.model_dump(mode="json")
-        old = _with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")), type(config))
+        old = _with_defaults(read_recorded_config(path.parent), type(config))
         recorded, wanted = _identity(old), _identity(new)
         changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
         if changed and not recorded["phases"] and _without_ending(recorded) == _without_ending(wanted):
@@ -64,6 +64,26 @@ def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
                 f"this config says {json.dumps(wanted.get(key))}; "
                 "choose another output=..., or remove the folder"
             )
+
+
+def read_recorded_config(folder: Path) -> dict[str, Any]:
+    """The config that a run folder's start left there, as it is.
+
+    Raises:
+        UserError: ``folder`` is no run folder, or the file is damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{str(folder)!r} is no run folder: {CONFIG_FILE} is missing; give the folder of a run's output"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} is not valid YAML ({error}); restore it, or choose another output") from error
+    if not isinstance(found, dict) or not {"output", "tracking"} <= set(found):
+        raise UserError(f"{str(path)!r} holds no run's config; restore it, or choose another output")
+    return found
 
 
 def _without_ending(config: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +140,7 @@ def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:
     refuse_other_run(config)
     folder = Path(config.output)
     if (folder / CONFIG_FILE).exists():
-        recorded = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        forget_runs_of(Path(recorded["output"]), folder)
+        forget_runs_of(Path(read_recorded_config(folder)["output"]), folder)
     dump_config(config, folder / CONFIG_FILE)
 
 

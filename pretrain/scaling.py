@@ -110,7 +110,6 @@ class Cluster:
     name: str
     peak_tflops: float
     mfu: float
-    memory_gib: float
     node_gpus: int = 8
     node_gb_s: float = 300.0
     network_gb_s: float = 25.0
@@ -119,8 +118,8 @@ class Cluster:
     buckets: int = 10
 
 
-A100 = Cluster("A100 80 GB, NVLink 3, 200 Gb/s a GPU", 312.0, 0.25, 80.0, node_gb_s=300.0, network_gb_s=25.0)
-H100 = Cluster("H100 80 GB, NVLink 4, 400 Gb/s a GPU", 989.0, 0.20, 80.0, node_gb_s=450.0, network_gb_s=50.0)
+A100 = Cluster("A100 80 GB, NVLink 3, 200 Gb/s a GPU", 312.0, 0.25, node_gb_s=300.0, network_gb_s=25.0)
+H100 = Cluster("H100 80 GB, NVLink 4, 400 Gb/s a GPU", 989.0, 0.20, node_gb_s=450.0, network_gb_s=50.0)
 CLUSTERS = (A100, H100)
 
 

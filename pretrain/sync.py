@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import yaml
-
 from bitbert.errors import UserError
 from bitbert.mlflow_mirror import MlflowRun
 from bitbert.tracking import METRICS_FILE, as_record, check_mlflow_uri, flatten, read_metrics, read_status
 
-ARTIFACTS = ("config.yaml", "environment.json", "final")
+from .run_folder import CONFIG_FILE, read_recorded_config
+
+ARTIFACTS = (CONFIG_FILE, "environment.json", "final")
 
 
 def sync_run(folder: Path, mlflow_uri: str | None = None, experiment: str | None = None) -> str:
@@ -20,10 +20,7 @@ def sync_run(folder: Path, mlflow_uri: str | None = None, experiment: str | None
     Raises:
         UserError: ``folder`` is no run folder, there is no URI, or the server cannot be reached.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{str(folder)!r} is no run folder: config.yaml is missing; give the folder of a run's output")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_recorded_config(folder)
     uri = mlflow_uri or config["tracking"]["mlflow_uri"]
     if not uri:
         raise UserError("the run was not tracked by MLflow; give --mlflow-uri, e.g. sqlite:///runs/mlflow.db")

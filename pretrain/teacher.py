@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, BertForPreTraining
+from transformers import BertForPreTraining
 
 from bitbert.config import Precision
 from bitbert.errors import UserError
+from bitbert.model.loading import loading, refuse_other_types
 from bitbert.model.precision import products_in
 from bitbert.model.taps import Projections, ProjectionTap
 from bitbert.resources import require_local_or_hub
@@ -91,22 +92,13 @@ def load_teacher(name: str, loss: LossSection, tokenizer: Tokenizer, precision: 
     path = require_local_or_hub(name, "teacher")
     transformers.logging.set_verbosity_error()  # what is missing is checked and said here
     transformers.logging.disable_progress_bar()
-    try:
-        config: Any = AutoConfig.from_pretrained(path)
-        if config.model_type != "bert":
-            raise UserError(
-                f"teacher {name!r} is of type {config.model_type!r}, wanted 'bert'; choose a BERT checkpoint"
-            )
+    with loading("teacher", name, "give a folder with a BERT in safetensors, or a Hugging Face id"):
+        refuse_other_types("teacher", name, path)
         loaded: Any = BertForPreTraining.from_pretrained(
             path, output_loading_info=True, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
         )
-        model, info = loaded
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"teacher {name!r} cannot be loaded: {str(error).splitlines()[0]}; "
-            "give a folder with a BERT in safetensors, or a Hugging Face id"
-        ) from error
-    missing = set(info["missing_keys"])
+    model, info = loaded
+    config, missing = model.config, set(info["missing_keys"])
     absent = sorted(key for key in missing if key.startswith("bert.") and ".pooler." not in key)
     if absent:
         raise UserError(

@@ -27,7 +27,6 @@ from bitbert.tracking import RunStatus, Tracker, check_mlflow_uri, flatten
 from .checkpoint import load_model_weights, newest_checkpoint, remove_unfinished, restore_moments, save_checkpoint
 from .config import LossSection
 from .data import Batch, BatchMaker
-from .evaluate import EVALUATION_EPOCH
 from .head_config import TeacherHeadConfig
 from .optim import build_optimizer, set_learning_rate
 from .preempt import PreemptedError, Preemption
@@ -174,7 +173,7 @@ class _Training:
     @torch.no_grad()
     def _heldout_metrics(self) -> dict[str, float]:
         """Loss and accuracy at the masked positions of the held-out rows; the masks never change."""
-        rows = self.heldout.sample_rows(EVALUATION_EPOCH, min(self.config.eval_rows, len(self.heldout.reader)))
+        rows = self.heldout.sample_rows(0, min(self.config.eval_rows, len(self.heldout.reader)))
         loss = right = masked = 0.0
         for start in range(0, len(rows), self.config.batch_size):
             batch = self.heldout.batch(rows[start : start + self.config.batch_size]).to(self.device)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +191,8 @@ def write_tiny_shards(root: Path, tokenizer_folder: Path) -> Path:
             heldout_fraction=0.3,
             rows_per_shard=64,
             pair_task={"train_pairs": 64, "eval_pairs": 16},
-        )
+        ),
+        workers=1,  # to start processes takes longer
     )
     return root / "shards"
 
@@ -198,6 +200,31 @@ def write_tiny_shards(root: Path, tokenizer_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
     return write_tiny_shards(tmp_path_factory.mktemp("data"), tiny_tokenizer_folder)
+
+
+def _change_config(**fields: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+
+    return change
+
+
+def _cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+BERT_DAMAGE = [
+    pytest.param(_cut_off, id="cut off"),
+    pytest.param(lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), id="no safetensors"),
+    pytest.param(lambda folder: (folder / "config.json").write_text("[]"), id="no object"),
+    pytest.param(_change_config(hidden_size="x"), id="a word for a number"),
+    pytest.param(_change_config(intermediate_size=96), id="another shape"),
+    pytest.param(_change_config(hidden_act="none such"), id="no such activation"),
+    pytest.param(_change_config(num_attention_heads=0), id="no heads"),
+]
+"""What happens to the folder of a BERT, full-precision or of ours: each makes it unreadable."""
 
 
 def tiny_model(

@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_jobs, pretrain_config
 from bitbert.config import check_config
+from bitbert.data_prep import __main__ as data_prep
 from bitbert.errors import UserError
+from bitbert.finetune import method as method_door
 from bitbert.finetune.stages import MethodConfig
 from bitbert.pretrain.config import PretrainConfig
 from tests.conftest import tiny_documents, write_jsonl
@@ -157,10 +159,24 @@ def test_a_tiny_comparison_ends_in_its_table(
         "seeds": (0,),
         "epochs": {"": 1},
         "max_length": {"": 32},
+        "precision": "fp32",
         "pretrain_steps": 2,
         "pretrain_batch_size": 4,
         "pretrain_max_length": 32,
     }
+    command_of_its_own = Comparison._command
+
+    def command_here(self: Comparison, module: str, *arguments: str, log: str) -> None:
+        """Most processes would spend their time on imports; DeepSpeed wants one of its own."""
+        if module == "bitbert.pretrain":
+            return command_of_its_own(self, module, *arguments, log=log)
+        door = {"bitbert.data_prep": data_prep, "bitbert.finetune.method": method_door}[module]
+        alone = ("--workers", "1") if door is data_prep else ()
+        monkeypatch.setattr("sys.argv", [module, *arguments, *alone])
+        with pytest.raises(SystemExit, match="0"):
+            door.main()
+
+    monkeypatch.setattr(Comparison, "_command", command_here)
     Comparison(budget(**tiny), tmp_path / "work", tmp_path / "compare.json", 1).run()
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["complete"]

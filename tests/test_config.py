@@ -69,13 +69,27 @@ def test_missing_key_says_how_to_set_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a list\n", "wanted a mapping"), ("a: [1\n", "not valid YAML")],
+    [
+        ("- a list\n", "wanted a mapping"),
+        ("a: [1\n", "not valid YAML"),
+        (f"{MINIMAL}steps: 5\nteacher: u\n", "key 'teacher' stands there twice"),
+        (f"{MINIMAL}optimizer:\n  floor: 0\n  floor: 0.1\n", "key 'floor' stands there twice"),
+        (f"{MINIMAL}model: &own {{fields: *own}}\n", "a value contains itself"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+    ],
 )
 def test_files_that_are_no_config(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         load_config(PretrainConfig, path)
+
+
+def test_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(MINIMAL + "optimizer: {<<: {floor: 0.1, beta1: 0.5}, floor: 0.2}\n", encoding="utf-8")
+    optimizer = load_config(PretrainConfig, path).optimizer
+    assert (optimizer.floor, optimizer.beta1) == (0.2, 0.5)
 
 
 @pytest.mark.parametrize("override", ["steps", "=5", "steps.x=3", "steps=[1"])
@@ -92,7 +106,13 @@ def test_missing_file() -> None:
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("global_batch_size=100", "not a multiple of micro_batch_size"), ("steps=10", "above steps 10")],
+    [
+        ("global_batch_size=100", "not a multiple of micro_batch_size"),
+        ("steps=10", "above steps 10"),
+        ("optimizer.learning_rate=.inf", "learning_rate: got inf: Input should be a finite number"),
+        ("output=", "output: got None"),
+        ("output=''", "output: got ''"),
+    ],
 )
 def test_values_that_do_not_fit_each_other(config_file: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

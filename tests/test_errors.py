@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,11 +41,28 @@ def test_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_other_errors_of_the_system_pass() -> None:
-    def door() -> None:
-        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+def test_a_path_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
 
-    with pytest.raises(FileNotFoundError):
+    def door() -> None:
+        (tmp_path / "file" / "runs").mkdir()
+
+    with pytest.raises(SystemExit, match="2"):
+        run_door(door)
+    path = str(tmp_path / "file" / "runs")
+    assert capsys.readouterr().err == (
+        f"error: cannot use {path!r}: Not a directory; give another path, or mend its permissions\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "gone", "x"), PermissionError(errno.EACCES, "of no file")]
+)
+def test_other_errors_of_the_system_pass(error: OSError) -> None:
+    def door() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
         run_door(door)
 
 

@@ -157,6 +157,7 @@ def test_altered_files_are_refused(copy: Path, damage: Callable[[Path], None], m
         ({"head": "nsp"}, "wanted a list of two strings for head 'nsp'"),
         ({"head": "none"}, "wanted an empty list for head 'none'"),
         ({"head": "regression"}, "wanted an empty list for head 'regression'"),
+        ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers is 2147483647, wanted an integer from 1 to 4096"),
         ({"surprise": 1}, r"unknown keys \['surprise'\]"),
         ({"tokenizer": {}}, "wanted vocab_size"),
         ({"num_hidden_layers": 3}, "wanted 3 layers first"),
@@ -198,6 +199,45 @@ def test_wrong_tensors_are_refused_on_reading_and_writing(copy: Path, tmp_path: 
     with pytest.raises(UserError, match=message):
         save_packed(tmp_path / "out", replace(model, tensors=tensors), CARD)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_asks_for_more_than_there_is_costs_nothing(copy: Path) -> None:
+    """Its layers are not counted one by one before the weights are looked at, whatever their number."""
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2**31 - 1}), encoding="utf-8")
+    save_file({"classifier.bias": np.zeros(3, np.float32)}, copy / WEIGHTS, {"format": "pt"})
+    resign(copy)
+    with pytest.raises(UserError, match="num_hidden_layers is 2147483647"):
+        load_packed(copy)
+
+
+def test_a_next_sentence_head_without_labels_is_refused_on_reading(copy: Path) -> None:
+    """Its answer would have no name."""
+    model = load_packed(PACKED)
+    tensors = {name: tensor for name, tensor in model.tensors.items() if not name.startswith("classifier.")}
+    tensors |= {f"nsp_head.{part}": model.tensors[f"classifier.{part}"][:2] for part in ("weight", "bias")}
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    save_file(stack_layers(tensors), copy / WEIGHTS, {"format": "pt"})
+    for labels in ([], ["is_next"], ["is_next", "not_next", "unknown"]):
+        (copy / "config.json").write_text(json.dumps(config | {"head": "nsp", "labels": labels}), encoding="utf-8")
+        resign(copy)
+        with pytest.raises(UserError, match="wanted a list of two strings for head 'nsp'"):
+            load_packed(copy)
+    (copy / "config.json").write_text(
+        json.dumps(config | {"head": "nsp", "labels": ["is_next", "not_next"]}), encoding="utf-8"
+    )
+    resign(copy)
+    assert Runtime.load(copy).classify([("river", "castle")])[0].label in ("is_next", "not_next")
+
+
+def test_a_folder_inside_of_a_checkpoint_is_refused(copy: Path) -> None:
+    (copy / "more").mkdir()
+    with pytest.raises(UserError, match="the folder has"):
+        load_packed(copy)
+    with open(copy / "SHA256SUMS", "a", encoding="utf-8") as file:
+        file.write(f"{'0' * 64}  more\n")
+    with pytest.raises(UserError, match="more' is no file"):
+        load_packed(copy)
 
 
 def test_garbage_with_right_hashes(copy: Path) -> None:

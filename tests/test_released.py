@@ -73,6 +73,8 @@ def test_where_checkpoints_lie(tmp_path: Path) -> None:
     assert released._shipped_folder(package) == package / "checkpoints"
     (tmp_path / "pyproject.toml").touch()
     assert released._shipped_folder(package) == tmp_path / "checkpoints"
+    (package / "checkpoints").mkdir(parents=True)
+    assert released._shipped_folder(package) == package / "checkpoints"  # the other file is of somebody else
 
 
 def test_what_is_shipped_loads() -> None:

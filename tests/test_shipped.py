@@ -8,17 +8,20 @@ import pytest
 from bitbert.packed import load_packed
 from bitbert.released import FOLDER, released_names
 from bitbert.runtime import Runtime
+from bitbert.runtime.info import describe_model
 
 
 @pytest.mark.parametrize("name", released_names())
 def test_it_is_whole_small_and_has_its_card(name: str) -> None:
-    load_packed(name)  # checks every hash
+    config = load_packed(name).config  # checks every hash
     files = {file.name: file.stat().st_size for file in (FOLDER / name).iterdir()}
     assert set(files) == {"README.md", "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.reference.json"}
     assert sum(files.values()) < 4.5e6
     card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
     for section in ("## Use", "## Data and licences", "## Recipe", "## Results", "## Limits"):
         assert section in card
+    for key, value in describe_model(config):
+        assert f"- {key}: {value}\n" in card
     assert str(Path.home()) not in card
 
 

@@ -36,6 +36,29 @@ def test_pairs_are_cut_from_the_longer_part(tiny_tokenizer) -> None:
     assert (len(ids), types) == (4, [0] * 4)
 
 
+@pytest.mark.parametrize(("second", "least"), [(None, 2), ("king", 3)])
+def test_a_row_has_room_for_its_special_tokens(tiny_tokenizer, second: str | None, least: int) -> None:
+    assert len(tiny_tokenizer.encode_pair("river castle", second, least)[0]) == least
+    with pytest.raises(UserError, match=f"max_length {least - 1} has no room .* wanted at least {least}"):
+        tiny_tokenizer.encode_pair("river castle", second, least - 1)
+
+
+def test_a_tokenizer_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer config .* holds list"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_failed_download_without_a_word_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(UserError, match=r"could not be fetched .* \(ConnectionError\)"):
+        load_tokenizer("somebody/something")
+
+
 def test_saved_tokenizer_is_the_same(tiny_tokenizer, tmp_path: Path) -> None:
     tiny_tokenizer.save(tmp_path)
     assert load_tokenizer(str(tmp_path)).fingerprint == tiny_tokenizer.fingerprint

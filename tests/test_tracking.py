@@ -16,8 +16,8 @@ def test_lines_survive_and_a_resumed_run_rewrites_the_rest(tmp_path: Path) -> No
     tracker = Tracker(tmp_path)
     for step in (1, 2, 3):
         tracker.log(step, {"loss": 1.0 / step})
-    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"step": 4, "lo')  # cut off by a kill
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'3\n{}\n\0\0\xff\n{"step": 4, "lo')  # what a lost disk and a kill leave
     Tracker(tmp_path, resume_step=2).log(3, {"loss": 9.0})
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
@@ -41,6 +41,12 @@ def test_a_full_disk_loses_no_line_and_writes_none_twice(tmp_path: Path, capsys:
     tracker.log(4, {"loss": 0.3})
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_damaged_status_is_named(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run status .* lacks status; the file is damaged"):
+        read_status(tmp_path)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class BitBertConfig(PreTrainedConfig):
     activation_bits: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )

@@ -19,8 +19,8 @@ def draw(shape: torch.Size, device: torch.device) -> Tensor:
 
 
 def drop_limit(probability: float) -> int:
-    """An int16 is below it with ``probability``, to 2**-17."""
-    return round(probability * 2**16) - 2**15
+    """An int16 is below it with ``probability``, to 2**-16; it is an int16 itself, so one number is always kept."""
+    return min(round(probability * 2**16), 2**16 - 1) - 2**15
 
 
 class Dropout(nn.Module):

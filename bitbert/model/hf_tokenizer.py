@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from bitbert.errors import UserError
-from bitbert.files import read_json
+from bitbert.files import read_json_object
 from bitbert.packed import CONFIG_FILE
 from bitbert.tokenizer import SPECIAL_TOKENS, WORDPIECE_FILE, WordPieceTokenizer, load_tokenizer
 from bitbert.tokenizer_reference import REFERENCE_FILE
@@ -49,7 +49,7 @@ class BitBertTokenizer(PreTrainedTokenizerFast):
             )
         # Without a limit of its own truncation would cut nothing, and positions beyond the model's fail.
         if kwargs.get("model_max_length", LARGE_INTEGER) >= LARGE_INTEGER and (folder / CONFIG_FILE).is_file():
-            config = read_json(folder / CONFIG_FILE, "model config")
+            config = read_json_object(folder / CONFIG_FILE, "model config")
             kwargs["model_max_length"] = config.get("max_length", config.get("max_position_embeddings", LARGE_INTEGER))
         names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
         return {**names, **kwargs, "tokenizer_object": backend}

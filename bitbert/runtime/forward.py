@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Text = str | tuple[str, str]
 """A text, or the two texts of a pair."""
-Tokens = tuple[Sequence[int], Sequence[int]]
+Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+_POOLINGS = ("mean", "first", "pooler")
 
 BATCH_TOKENS = 1024
 """Tokens that run together: enough to keep the kernels busy, few enough to stay near the caches."""
@@ -115,7 +116,12 @@ class Runtime:
 
         Returns:
             float32 (number of inputs, hidden).
+
+        Raises:
+            UserError: there is no such pooling, or an input is none of these or too long.
         """
+        if pooling not in _POOLINGS:
+            raise UserError(f"pooling {pooling!r}, wanted one of {', '.join(_POOLINGS)}")
         vectors: list[np.ndarray] = []
         for batch in _batches(self._tokens(item) for item in inputs):
             if pooling == "pooler":
@@ -127,18 +133,22 @@ class Runtime:
         return np.stack(vectors) if vectors else np.empty((0, self.config.hidden_size), np.float32)
 
     def logits(self, input_ids: Sequence[int], token_type_ids: Sequence[int]) -> np.ndarray:
-        """Head output of one sequence with [CLS] and [SEP] in place: (num_outputs,)."""
+        """Head output of one sequence with [CLS] and [SEP] in place: (num_outputs,).
+
+        Raises:
+            UserError: the checkpoint has no head; and as :meth:`forward`.
+        """
         self._require_head()
-        found: np.ndarray = self._run([(input_ids, token_type_ids)], "logits")[0]
+        found: np.ndarray = self._run([(_integers(input_ids), _integers(token_type_ids))], "logits")[0]
         return found
 
     def forward(self, input_ids: Sequence[int], token_type_ids: Sequence[int]) -> Encoding:
         """Run the encoder on one sequence of at most ``max_position_embeddings`` ids.
 
         Raises:
-            UserError: the sequence is empty or too long, or an id is outside the vocabulary.
+            UserError: the sequence is empty or too long, or an id is no integer or outside the vocabulary.
         """
-        outputs = self._model.run([input_ids], [token_type_ids], ("states", "pooled"))
+        outputs = self._model.run([_integers(input_ids)], [_integers(token_type_ids)], ("states", "pooled"))
         return Encoding(list(outputs["states"]), outputs["pooled"][0])
 
     def _run(self, batch: Sequence[Tokens], wanted: str) -> np.ndarray:
@@ -152,11 +162,11 @@ class Runtime:
     def _tokens(self, item: Text | Sequence[int]) -> Tokens:
         if isinstance(item, str) or (isinstance(item, tuple) and item and isinstance(item[0], str)):
             return self._tokenize(item)
-        ids = cast(Sequence[int], item)  # isinstance does not see that no pair of texts is left
-        return ids, [0] * len(ids)
+        ids = _integers(item)
+        return ids, np.zeros_like(ids)
 
     def _tokenize(self, text: Text) -> Tokens:
-        first, second = (text, None) if isinstance(text, str) else text
+        first, second = (text, None) if isinstance(text, str) else _pair(text)
         try:
             f"{first}{second}".encode()
         except UnicodeEncodeError as error:
@@ -170,6 +180,27 @@ class Runtime:
         probabilities = softmax(logits[None])[0]
         best = int(probabilities.argmax())
         return Prediction(self.config.labels[best], float(probabilities[best]), values)
+
+
+def _pair(texts: Any) -> tuple[str, str]:
+    try:
+        first, second = texts
+    except (TypeError, ValueError):
+        first = second = None
+    if not isinstance(first, str) or not isinstance(second, str):
+        raise UserError(f"text {texts!a:.80}, wanted a string or a pair of strings")
+    return first, second
+
+
+def _integers(ids: Any) -> np.ndarray:
+    """One sequence of ids, (n,) of an integer type."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of different lengths
+        array = np.empty((0, 0))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise UserError(f"token ids {ids!a:.80}, wanted one sequence of integers")
+    return array.astype(np.int64)
 
 
 def _build(model: PackedModel, dtype: Any, isa: str) -> "NativeModel | ReferenceModel":

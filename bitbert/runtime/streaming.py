@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from bitbert.errors import UserError
+from bitbert.errors import NO_ROOM, UserError
 from bitbert.files import write_atomically
 from bitbert.runtime.forward import Runtime, Text
 
@@ -64,7 +64,8 @@ def _errors_as_one(what: str, path: Path, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what} {str(path)!r} cannot be {done}: {error.strerror}; give the path of a file") from error
+        advice = "free some space" if error.errno in NO_ROOM else "give the path of a file"
+        raise UserError(f"{what} {str(path)!r} cannot be {done}: {error.strerror}; {advice}") from error
 
 
 def _read_texts(file: TextIO, source: Path, advance: Callable[[int], None]) -> Iterator[Text]:

@@ -68,6 +68,7 @@ def test_a_dry_run_says_what_would_be_read_and_leaves_nothing(config_file: Path)
         (["--task-index", 0, "--num-tasks", 2, "--replace"], "--replace belongs to `bitbert-data finish`"),
         (["sedd=3"], "sedd: unknown key; did you mean 'seed'?"),
         (["tokenizer=./nowhere"], "tokenizer './nowhere' does not exist"),
+        (["language=English"], "language: got 'English'"),
     ],
 )
 def test_mistakes_are_one_line(config_file: Path, arguments: list[object], message: str) -> None:

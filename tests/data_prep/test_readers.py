@@ -331,6 +331,10 @@ def test_sources_that_are_not_there_or_unknown(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"x")
     with pytest.raises(UserError, match="unknown kind 'pdf'"):
         list_units([SourceConfig(path=str(tmp_path / "a.pdf"))])
+    with pytest.raises(UserError, match=r"is no glob \(.*\); use \* within a name"):
+        list_units([SourceConfig(path=str(tmp_path / "**.jsonl"))])
+    with pytest.raises(ValueError, match="at least 1 character"):  # not everything below the working directory
+        SourceConfig(path="")
 
 
 def test_folders_and_globs_are_sorted(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bitbert.config import dump_config
 from bitbert.data_prep import blocks, rows, write_shards
 from bitbert.data_prep.config import DataConfig
 from bitbert.data_prep.sources import list_units
+from bitbert.data_prep.work_folder import WorkFolder
 from bitbert.data_prep.workers import WorkerPool
 from bitbert.data_prep.write_shards import Share, build_shards, build_share
 from bitbert.errors import UserError
@@ -217,6 +218,14 @@ def test_remains_of_another_build_are_named(corpus: Path, make_config: MakeConfi
     ):
         build_shards(make_config(corpus, seed=1), workers=1)
     build_shards(make_config(corpus, seed=1), replace=True, workers=1)
+
+
+def test_a_damaged_record_of_a_build_is_named(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config(corpus)
+    build_share(config, Share(0, 2), workers=1)
+    WorkFolder(Path(config.output)).root.joinpath("build.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"record of an unfinished build .* holds list, wanted an object"):
+        build_shards(config, workers=1)
 
 
 def test_an_existing_output_is_kept_unless_it_is_to_be_replaced(

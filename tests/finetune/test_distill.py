@@ -40,11 +40,13 @@ def test_each_term_is_its_formula_and_the_teacher_never_learns() -> None:
     expected = {
         "logits": soft_cross_entropy(ours.logits, theirs.logits),
         "hidden_states": hidden_state_mse(ours.hidden_states, theirs.hidden_states, mask),
-        "labels": torch.nn.functional.cross_entropy(ours.logits, rows["labels"]),
     }
     for name, value in expected.items():
         found = Distillation(teacher, DistillationConfig(**OFF | {name: 2.0}))(model, rows)
         assert found.item() == pytest.approx(2 * value.item(), rel=1e-5), name
+    label_loss = torch.nn.functional.cross_entropy(ours.logits, rows["labels"])
+    found = Distillation(teacher, DistillationConfig(**OFF | {"logits": 1.0, "labels": 2.0}))(model, rows)
+    assert found.item() == pytest.approx((expected["logits"] + 2 * label_loss).item(), rel=1e-5)
     directions = DistillationConfig(**OFF | {"hidden_states": 1.0}, hidden_distance="directions")
     found = Distillation(teacher, directions)(model, rows)
     assert found.item() == pytest.approx(direction_matching(ours.hidden_states, theirs.hidden_states, mask).item())
@@ -93,3 +95,8 @@ def test_a_shallow_student_follows_a_deep_teacher() -> None:
 def test_students_that_do_not_fit_are_refused(teacher: dict, config: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Distillation(bert(**teacher), DistillationConfig(**config))(student(), batch())
+
+
+def test_a_teacher_that_nothing_asks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no term has a weight that asks the teacher"):
+        DistillationConfig(**OFF | {"labels": 1.0})

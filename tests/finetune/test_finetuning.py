@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bitbert.packed import load_packed, save_packed
 from bitbert.runtime import Runtime
 from bitbert.tokenizer import load_tokenizer
 from bitbert.tracking import read_status
-from tests.conftest import tiny_model
+from tests.conftest import BERT_DAMAGE, tiny_model
 from tests.finetune.conftest import RECIPE
 from tests.finetune.test_own_data import QUESTION, write
 
@@ -302,6 +303,16 @@ def test_sources_that_are_none(tmp_path: Path, saved_model: Path, pair_task: Tas
         open_source("./no/such/model", None)
     with pytest.raises(UserError, match="above the model's 48 positions"):
         run(saved_model, pair_task, tmp_path, max_length=64)
+
+
+@pytest.mark.parametrize("damage", BERT_DAMAGE)
+def test_damaged_latent_weights_are_named_in_a_sentence(
+    damage: Callable[[Path], None], saved_model: Path, pair_task: TaskData, tmp_path: Path
+) -> None:
+    shutil.copytree(saved_model / "final", tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(UserError, match=r"cannot be loaded: .+; it is damaged|holds list|of another shape .'bitbert"):
+        open_source(str(tmp_path / "model"), None).build(pair_task.head, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from bitbert.finetune.stage_source import open_stage
 from bitbert.finetune.stages import StageConfig
 from bitbert.packed import load_packed
 from bitbert.tokenizer import Tokenizer
-from tests.conftest import TINY_SHAPE, tiny_model
+from tests.conftest import BERT_DAMAGE, TINY_SHAPE, tiny_model
 from tests.finetune.conftest import RECIPE
 
 
@@ -87,3 +88,12 @@ def test_other_tokenizers_are_refused_before_any_training(tiny_tokenizer: Tokeni
         shutil.copy(tmp_path / "small" / "tokenizer.json", folder)
         with pytest.raises(UserError, match=f"has {size} tokens, the model's word table {rows} rows"):
             open_source(str(folder), None)
+
+
+@pytest.mark.parametrize("damage", BERT_DAMAGE)
+def test_a_damaged_bert_is_named_in_a_sentence(
+    damage: Callable[[Path], None], tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write_bert(tmp_path, tiny_tokenizer, tiny_tokenizer.vocab_size)
+    damage(tmp_path)
+    refuse(tmp_path, r"cannot be loaded: .+; give a folder|holds list, wanted an object")

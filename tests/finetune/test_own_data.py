@@ -159,7 +159,13 @@ def test_bad_tables(tmp_path: Path, train: str, evaluation: str, message: str) -
         ([{**QUESTION, "context": 1}], "wanted question, context and answers"),
         ([{**QUESTION, "answers": {"text": "old king", "answer_start": 4}}], "two lists of the same length"),
         ([{**QUESTION, "answers": {"text": ["old king"], "answer_start": []}}], "two lists of the same length"),
-        ([{**QUESTION, "answers": {"text": [4], "answer_start": [4]}}], "answer 4 is not at character 4"),
+        ([{**QUESTION, "answers": {"text": [4], "answer_start": [4]}}], "answer 4, wanted a part of the context"),
+        ([{**QUESTION, "answers": {"text": [" "], "answer_start": [3]}}], "answer ' ', wanted a part of the context"),
+        ([{**QUESTION, "context": "a king", "answers": {"text": ["kin"], "answer_start": [-4]}}], "at character -4"),
+        ([{**QUESTION, "context": "aking", "answers": {"text": ["king"], "answer_start": [True]}}], "character True"),
+        ([{"tokens": ["a", "b"], "tags": ["O", "O"]}], "one label only, 'O'"),
+        ("[" * 200_000 + "\n", "line 1: not valid JSON"),
+        (f'{{"text": "a", "label": {"1" * 5000}}}\n', "line 1: not valid JSON"),
         ([{"text": ["a", "b"], "label": "yes"}], r"example 1: text \['a', 'b'\], wanted a string"),
         (
             [{"text": "a", "label": label} for label in (1, 1.0, True)],
@@ -178,9 +184,9 @@ def test_bad_lines(tmp_path: Path, rows: str | list[Any], message: str) -> None:
 
 
 def test_other_bad_files(tmp_path: Path) -> None:
-    tagged = write(tmp_path / "a.jsonl", [{"tokens": ["a"], "tags": ["O"]}])
+    tagged = write(tmp_path / "a.jsonl", [{"tokens": ["a", "b"], "tags": ["O", "B-y"]}])
     other = write(tmp_path / "b.jsonl", [{"tokens": ["a"], "tags": ["B-x"]}])
-    with pytest.raises(UserError, match="tag 'B-x', wanted one of O"):
+    with pytest.raises(UserError, match="tag 'B-x', wanted one of B-y, O"):
         read_own_task(tagged, other)
     with pytest.raises(UserError, match="does not exist"):
         read_own_task(tmp_path / "absent.csv", tagged)

@@ -19,7 +19,7 @@ from bitbert.finetune.stage_source import load_classifier, open_stage
 from bitbert.finetune.stages import MethodConfig, StageConfig
 from bitbert.model.splitting import split_ternary
 from bitbert.runtime import Runtime
-from tests.conftest import REPOSITORY, run_module
+from tests.conftest import REPOSITORY
 
 METHODS = REPOSITORY / "configs" / "finetune" / "methods"
 QUICK = ["recipe={epochs: 1, batch_size: 16, max_length: 32, learning_rate: 1.0e-3, max_train_rows: 32}"]
@@ -157,6 +157,13 @@ def test_what_does_not_go_together_is_refused(
         opened(tiny_teacher, method="full-precision", half_width=True)
     with pytest.raises(UserError, match="stage 's', fields: "):
         opened(tiny_teacher, method="bit", fields={"activation_bits": 3})
+    for unknown in ("activation_bit", "method", "hidden_size"):
+        with pytest.raises(UserError, match=f"stage 's', fields: unknown {unknown}; known: weight_binarizer, "):
+            opened(tiny_teacher, method="bit", fields={unknown: 2})
+    with pytest.raises(UserError, match="weights are mean_centered, wanted ternary"):
+        opened(saved_model, method="binarybert")  # a run, whose model lies in final/
+    with pytest.raises(UserError, match="splitting keeps the function; give fields and half_width"):
+        opened(saved_model, method="binarybert", half_width=True)
     with pytest.raises(UserError, match="max_length 64 is above the model's 48 positions"):
         run("baseline", tiny_teacher, pair_task, tmp_path, "recipe.max_length=64")
 
@@ -188,11 +195,18 @@ def test_keys_that_the_recipes_tasks_hide_are_refused(
     assert "changes nothing for stsb" in error
 
 
-def test_the_command_runs_a_method_on_glue(tiny_teacher: Path, tiny_glue: Path, tmp_path: Path) -> None:
+def test_the_command_runs_a_method_on_glue(
+    tiny_teacher: Path,
+    tiny_glue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     arguments = ("--config", METHODS / "full_precision.yaml", "--task", "stsb", "--glue-dir", tiny_glue)
-    done = run_module("bitbert.finetune.method", tiny_teacher, "recipe.epochs=1", "recipe.max_length=32", *arguments,
-                      "--output", tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "STS-B seed 0 teacher" in done.stdout
+    recipe = (tiny_teacher, "recipe.epochs=1", "recipe.max_length=32", "--output", tmp_path)
+    monkeypatch.setattr("sys.argv", ["bitbert-method", *map(str, (*recipe, *arguments))])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "STS-B seed 0 teacher" in capsys.readouterr().out
     result = json.loads((tmp_path / "stsb" / "teacher" / "seed-0" / "result.json").read_text())
     assert set(result["scores"]["dev"]) == {"pearson", "spearman"}

@@ -261,7 +261,8 @@ def test_dropout_drops_the_same_with_and_without_kernels(use: Any) -> None:
 
 def test_dropout_probability() -> None:
     torch.manual_seed(0)
-    for probability in (0.1, 0.5):
+    for probability in (0.1, 0.5, 0.999999):
+        assert -(2**15) <= drop_limit(probability) < 2**15  # beyond it nothing would be dropped by the kernels
         dropped = (draw(torch.Size((1000, 999)), torch.device("cpu")) < drop_limit(probability)).float().mean().item()
         assert dropped == pytest.approx(probability, abs=0.002)
 

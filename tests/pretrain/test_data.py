@@ -1,13 +1,19 @@
 """Batches: the same rows on any number of ranks, each row once an epoch."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bitbert.errors import UserError
+from bitbert.pretrain.config import DataSection
 from bitbert.pretrain.data import BatchMaker
+from bitbert.pretrain.run import open_shards
 from bitbert.shards import ShardReader
+from bitbert.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -60,3 +66,18 @@ def test_batch_layout(maker: BatchMaker) -> None:
     assert batch.num_tokens == len(originals)
     assert batch.to("cpu").inputs().keys() == {"input_ids", "attention_mask", "token_type_ids"}
     assert batch.labels.dtype == torch.int64
+
+
+def test_shards_whose_manifest_contradicts_the_tokenizer_are_refused(
+    tiny_shards: Path, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Another number of tokens would put ids beyond the word table into the masked rows."""
+    shutil.copytree(tiny_shards / "train", tmp_path / "train")
+    data = DataSection(train="", heldout="")
+    open_shards(str(tmp_path / "train"), tiny_tokenizer, data, seed=0)
+    path = tmp_path / "train" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["tokenizer"]["vocab_size"] += 1
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match="say other things of their tokenizer"):
+        open_shards(str(tmp_path / "train"), tiny_tokenizer, data, seed=0)

@@ -1,5 +1,8 @@
 """Loss terms against their formulas; sums that do not depend on the layout of the batch."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +22,7 @@ from bitbert.pretrain.objective import (
 )
 from bitbert.pretrain.teacher import TeacherOutput, load_teacher
 from bitbert.tokenizer import load_tokenizer
-from tests.conftest import MINILM
+from tests.conftest import BERT_DAMAGE, MINILM
 
 torch.manual_seed(0)
 LOSS = LossSection(mlm=1, nsp=2, hidden=3, nsp_distillation=4, mlm_distillation=5, temperature=2)
@@ -153,3 +156,28 @@ def test_teacher_that_is_no_bert(tmp_path: Path, tiny_tokenizer) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     with pytest.raises(UserError, match="is of type 'gpt2', wanted 'bert'"):
         load_teacher(str(tmp_path), LossSection(), tiny_tokenizer)
+
+
+def test_a_teachers_own_code_does_not_run(tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anybody asked whether it may: transformers would, and takes a yes."""
+    config = {"model_type": "other", "auto_map": {"AutoConfig": "configuration_other.OtherConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "configuration_other.py").write_text(
+        f"from transformers import PreTrainedConfig\nopen({str(tmp_path / 'ran')!r}, 'w')\n"
+        "class OtherConfig(PreTrainedConfig):\n    model_type = 'other'\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="is of type 'other', wanted 'bert'"):
+        load_teacher(str(tmp_path), LossSection(), tiny_tokenizer)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", BERT_DAMAGE)
+def test_a_damaged_teacher_is_named_in_a_sentence(
+    damage: Callable[[Path], None], tiny_teacher: Path, tiny_tokenizer, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    damage(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"teacher .* cannot be loaded: .+; give a folder"):
+        load_teacher(str(tmp_path / "teacher"), LossSection(), tiny_tokenizer)

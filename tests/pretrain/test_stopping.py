@@ -17,6 +17,7 @@ from bitbert.pretrain.dry_run import describe_run
 from bitbert.pretrain.manifest import write_manifest
 from bitbert.pretrain.preempt import Preemption
 from bitbert.pretrain.run_folder import claim_folder, list_checkpoints, refuse_other_run, step_of
+from bitbert.pretrain.sync import sync_run
 from tests.conftest import REPOSITORY, run_module
 from tests.pretrain import runs
 from tests.pretrain.settings import SMOKE, tiny_overrides
@@ -50,6 +51,17 @@ def test_a_config_recorded_before_a_key_existed_is_the_same_run(tmp_path: Path) 
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**fields, "gone": 1}))
     with pytest.raises(UserError, match="holds a run with gone=1, this config says null"):
         refuse_other_run(config)
+
+
+@pytest.mark.parametrize("text", ["", "[1", "- a", "steps: 3", "\0"])
+def test_a_damaged_record_of_the_config_is_named(tmp_path: Path, text: str) -> None:
+    config = load_config(PretrainConfig, REPOSITORY / "configs/pretrain/smoke.yaml", [f"output={tmp_path}"])
+    (tmp_path / "config.yaml").write_text(text)
+    for use in (lambda: refuse_other_run(config), lambda: sync_run(tmp_path, "sqlite:///unused.db")):
+        with pytest.raises(
+            UserError, match=r"(?s)config.yaml' (is not valid YAML|holds no run's config).*; restore it"
+        ):
+            use()
 
 
 WSD = ("optimizer.schedule=warmup-stable-decay", "optimizer.decay_steps=2", "eval_every=0", "keep_checkpoints=9")

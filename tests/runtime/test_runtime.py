@@ -5,6 +5,7 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,24 @@ def test_encode_takes_texts_and_ids(runtime: Runtime) -> None:
         np.testing.assert_allclose(found[0], vector, atol=1e-6)
         assert not np.array_equal(found[0], found[2])
     assert runtime.encode([]).shape == (0, runtime.config.hidden_size)
+
+
+@pytest.mark.parametrize("ids", [[1.5], [[1, 2], [3, 4]], [[1], [2, 3]], [2**70], ["1"], 7, None])
+def test_ids_that_are_no_sequence_of_integers_are_refused(runtime: Runtime, ids: Any) -> None:
+    for ask in (lambda: runtime.encode([ids]), lambda: runtime.logits(ids, [0]), lambda: runtime.forward([1], ids)):
+        with pytest.raises(UserError, match="wanted one sequence of integers"):
+            ask()
+
+
+@pytest.mark.parametrize("text", [None, 7, ("a", "b", "c"), ("a",), ("a", None), (1, 2)])
+def test_what_is_no_text_is_refused(runtime: Runtime, text: Any) -> None:
+    with pytest.raises(UserError, match="wanted a string or a pair of strings"):
+        runtime.classify([text])
+
+
+def test_a_pooling_that_does_not_exist_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(UserError, match="pooling 'max', wanted one of mean, first, pooler"):
+        runtime.encode(["a"], pooling="max")  # type: ignore[arg-type]
 
 
 def test_threads_and_instruction_sets_answer_alike(runtime: Runtime) -> None:
@@ -137,6 +156,8 @@ def test_an_output_changes_as_a_whole_or_not_at_all(runtime: Runtime, tmp_path: 
     with pytest.raises(UserError, match=r"output .* cannot be written: Is a directory"):
         predict_file(runtime, answers, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.jsonl", "texts.tsv"]
+    with pytest.raises(UserError, match="cannot be written: No space left on device; free some space"):
+        predict_file(runtime, texts, Path("/dev/full"))
 
 
 def test_a_pipe_is_written_as_answers_come(runtime: Runtime, tmp_path: Path) -> None:
