@@ -221,8 +221,8 @@ def release(
 
 
 def _renamed(model: PackedModel, labels: list[str]) -> PackedModel:
-    if len(labels) != len(model.config.labels):
-        raise UserError(f"--labels names {len(labels)} classes, the model has {', '.join(model.config.labels)}")
+    if len(set(labels)) != len(model.config.labels):
+        raise UserError(f"--labels names {len(set(labels))} classes, the model has {', '.join(model.config.labels)}")
     return replace_fields(model, config=replace_fields(model.config, labels=labels))
 
 

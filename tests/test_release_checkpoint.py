@@ -103,8 +103,9 @@ def test_a_vocabulary_of_others_is_named_and_not_copied(run: Path, tmp_path: Pat
     packed = pack_model(tiny_model("bipft-b", vocab_size=tokenizer.vocab_size), tokenizer, max_length=32)
     save_packed(tmp_path / "packed", packed, "# card\n")
     options = {"teacher_license": "MIT", "tokenizer": [MINILM]}
-    with pytest.raises(UserError, match="--labels names 1 classes, the model has"):
-        release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="one")
+    for labels in ("one", "one,one"):
+        with pytest.raises(UserError, match="--labels names 1 classes, the model has"):
+            release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels=labels)
     folder = release(tmp_path / "packed", "bitbert-x", run, tmp_path / "c", **options, labels="other,next")
     assert not (folder / "tokenizer.json").exists()
     card = (folder / "README.md").read_text()

@@ -37,14 +37,41 @@ static int find_choice(const bb_json *json, const char *key, const char *const *
 
 #define CHOICES(...) (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *)
 
+/* Adds the digits at *at to *value; returns how many there are. */
+static int read_digits(const char **at, double *value) {
+    int count = 0;
+    for (; **at >= '0' && **at <= '9'; ++*at, ++count) *value = *value * 10 + (**at - '0');
+    return count;
+}
+
+/* The value of a JSON number. strtod would read it with the decimal sign of the program's locale. Exact up to 15 digits and powers
+ * of ten up to 22, off by a rounding or two beyond. */
+static bool read_decimal(const char *at, double *value) {
+    const bool negative = *at == '-';
+    double digits = 0, power = 0;
+    at += negative;
+    if (!read_digits(&at, &digits)) return false;
+    int shift = 0;
+    if (*at == '.' && !(at++, shift = -read_digits(&at, &digits))) return false;
+    if (*at == 'e' || *at == 'E') {
+        const bool falls = *++at == '-';
+        at += falls || *at == '+';
+        if (!read_digits(&at, &power)) return false;
+        if (power > 400) power = 400; /* 0 or infinity either way */
+        shift += falls ? -(int)power : (int)power;
+    }
+    double ten = 1;
+    for (int i = shift < 0 ? -shift : shift; i; i--) ten *= 10;
+    *value = (negative ? -1 : 1) * (shift < 0 ? digits / ten : digits * ten);
+    return !*at;
+}
+
 static int read_eps(const bb_json *json, double *eps) {
     char text[72];
     const size_t node = bb_json_find(json, 0, "layer_norm_eps");
     if (!node || json->nodes[node].kind != BB_JSON_NUMBER) return bb_fail("config.json: layer_norm_eps is missing or is not a number; copy the checkpoint again");
     snprintf(text, sizeof text, "%.*s", (int)json->nodes[node].length, json->nodes[node].text);
-    char *end;
-    *eps = strtod(text, &end);
-    return *end ? bb_fail("config.json: layer_norm_eps is '%s', wanted a number; copy the checkpoint again", text) : 0;
+    return read_decimal(text, eps) ? 0 : bb_fail("config.json: layer_norm_eps is '%s', wanted a number; copy the checkpoint again", text);
 }
 
 /* Labels of a classification head; the config counts its outputs by them. */

@@ -62,6 +62,10 @@ def test_the_whole_file_opens_however_its_header_is_padded() -> None:
         ({"hidden_act": "swish"}, "hidden_act is missing or is not one that this version knows"),
         ({"layer_norm_eps": "x"}, "layer_norm_eps is missing or is not a number"),
         ({"layer_norm_eps": 2.0}, r"layer_norm_eps is 2, wanted a number in \[0, 1\)"),
+        ({"layer_norm_eps": 10}, "layer_norm_eps is 10, wanted"),
+        ({"layer_norm_eps": -0.125}, "layer_norm_eps is -0.125, wanted"),
+        ({"layer_norm_eps": -1.5e-12}, "layer_norm_eps is -1.5e-12, wanted"),
+        ({"layer_norm_eps": 3.25e20}, r"layer_norm_eps is 3.25e\+20, wanted"),
         ({"labels": 3}, "labels are missing or are not a list"),
         ({"labels": ["one"]}, f"tensor {BIAS} has 12 bytes, wanted 4|classifier.weight has"),
         ({"head": "none"}, r"there are \d+ tensors, wanted"),
@@ -69,6 +73,12 @@ def test_the_whole_file_opens_however_its_header_is_padded() -> None:
 )
 def test_configs_are_refused(change: dict[str, Any], message: str) -> None:
     assert re.search(message, error_of(CONFIG | change, WEIGHTS))
+
+
+@pytest.mark.parametrize("text", ["1.", "0.5e", "1e-", "1e+x", "-", "1,5", "0.1.2", "0x1", "-.5"])
+def test_what_begins_as_a_number_and_is_none_is_refused(text: str) -> None:
+    config = json.dumps(CONFIG | {"layer_norm_eps": "EPS"}).replace('"EPS"', text)
+    assert re.search("layer_norm_eps is '.*', wanted a number|not valid JSON", error_of(config.encode(), WEIGHTS))
 
 
 @pytest.mark.parametrize(
