@@ -25,10 +25,11 @@ from rich.progress import track
 
 from bitbert.files import write_json_atomically
 from bitbert.memory import prepare_memory
-from bitbert.model import BitBertConfig, BitBertForSequenceClassification, preset_fields
+from bitbert.model import BitBertConfig, BitBertForSequenceClassification
 from bitbert.model.calibrate import calibrate_step_sizes
 from bitbert.model.kernels import SWITCH, load_kernels, why_no_kernels
 from bitbert.model.precision import products_in
+from bitbert.presets import preset_fields
 
 METHODS: dict[str, dict[str, Any]] = {
     "baseline": {"method": "baseline"},

@@ -29,9 +29,10 @@ NAMES = {
 
 
 def binary_layer(shape: dict[str, int], dropout: float) -> Any:
-    from bitbert.model import BitBertConfig, preset_fields
+    from bitbert.model import BitBertConfig
     from bitbert.model.layers import EncoderLayer
     from bitbert.model.linear import Binarizer
+    from bitbert.presets import preset_fields
 
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     layer = EncoderLayer(BitBertConfig(**preset_fields("bipft-b"), **shape, **rates)).train()

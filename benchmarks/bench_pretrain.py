@@ -110,9 +110,10 @@ def make_step(system: str, shape: dict[str, int], options: argparse.Namespace) -
 def our_step(shape: dict[str, int], batch: Any, options: argparse.Namespace) -> Callable[[], float]:
     """The trainer's step, without the reading of shards."""
     from bitbert.distributed import detect_topology
-    from bitbert.model import BitBertConfig, preset_fields
+    from bitbert.model import BitBertConfig
     from bitbert.model.calibrate import calibrate_step_sizes
     from bitbert.model.convert import from_full_precision
+    from bitbert.presets import preset_fields
     from bitbert.pretrain import engine as engine_module
     from bitbert.pretrain.config import PretrainConfig
     from bitbert.pretrain.objective import GlobalCounts, Objective, weighted_sum

@@ -74,9 +74,10 @@ def make_model(method: str, shape: dict[str, int], tokenizer: Tokenizer, seed: i
     """A random torch model, every parameter away from its initial value, and the same model packed."""
     import torch
 
-    from bitbert.model import BitBertConfig, BitBertForSequenceClassification, preset_fields
+    from bitbert.model import BitBertConfig, BitBertForSequenceClassification
     from bitbert.model.calibrate import calibrate_step_sizes
     from bitbert.model.export import pack_model
+    from bitbert.presets import preset_fields
 
     torch.manual_seed(seed)
     model = BitBertForSequenceClassification(BitBertConfig(vocab_size=VOCAB_SIZE, **preset_fields(method), **shape))

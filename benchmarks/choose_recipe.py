@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from background import detach
 from distance_to_teacher import measure
 from places import GLUE
 from sentence_encoder import correlations, read_pairs, teacher_encoder, torch_encoder
 
-from bitbert.config import check_config, dump_config, parse_overrides
+from bitbert.config import check_config, dump_config, parse_overrides, read_mapping
 from bitbert.errors import UserError
 from bitbert.files import read_json, write_json_atomically, write_text_atomically
 from bitbert.model import BitBertForPreTraining
@@ -50,7 +49,7 @@ def read_recipes(path: Path, changes: list[str], work: Path, only: list[str]) ->
     Raises:
         UserError: a recipe is unknown or does not fit, its teacher is missing, or its folder holds another one.
     """
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = read_mapping(path)
     unknown = sorted(set(only) - set(data["recipes"]))
     if unknown:
         raise UserError(f"--only {unknown[0]} is not a recipe of {path}; known: {', '.join(data['recipes'])}")

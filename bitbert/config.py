@@ -58,13 +58,22 @@ def load_config(config_class: type[ConfigT], path: str | Path, overrides: list[s
         raise UserError(
             f"config file {str(path)!r} does not exist; give the path of a YAML file, e.g. one under configs/"
         )
+    return check_config(config_class, parse_overrides(overrides or [], read_mapping(path)), origin=str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, unchecked.
+
+    Raises:
+        UserError: it is not valid YAML, or not a mapping.
+    """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config file {str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"config file {str(path)!r} holds {type(data).__name__}, wanted a mapping of keys to values")
-    return check_config(config_class, parse_overrides(overrides or [], data), origin=str(path))
+    return data
 
 
 def parse_overrides(overrides: list[str], data: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -106,8 +115,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f"override {override!r} has no '='; write it as key=value, e.g. optimizer.learning_rate=1e-3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
     *parents, leaf = key.split(".")
     node = data

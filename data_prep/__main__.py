@@ -39,11 +39,11 @@ app = typer.Typer(
 Config = Annotated[str, typer.Argument(help="YAML file, e.g. configs/data_prep/demo.yaml.", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Keys to change, e.g. max_length=512 output=runs/shards.", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="Keys to change, e.g. seed=7 output=runs/other.", metavar="[KEY=VALUE]..."),
 ]
 Replace = Annotated[
     bool,
-    typer.Option("--replace", help="Build again where the output exists; the old one goes only when the new is whole."),
+    typer.Option("--replace", help="Make again where the output exists; the old one goes only when the new is whole."),
 ]
 Workers = Annotated[
     int | None,
@@ -123,15 +123,8 @@ def _build_whole(config: DataConfig, *, replace: bool, workers: int | None) -> N
 @app.command()
 def tokenizer(
     config: Annotated[str, typer.Argument(help="YAML file, e.g. configs/data_prep/tokenizer.yaml.", metavar="CONFIG")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Keys to change, e.g. kind=sentencepiece.", metavar="[KEY=VALUE]...")
-    ] = None,
-    replace: Annotated[
-        bool,
-        typer.Option(
-            "--replace", help="Train again where the output exists; the old one goes only when the new is whole."
-        ),
-    ] = False,
+    overrides: Overrides = None,
+    replace: Replace = False,
 ) -> None:
     """Train a WordPiece or SentencePiece tokenizer: the same corpus and config give the same bytes, always.
 

@@ -22,6 +22,7 @@ _KINDS = (
     "tokens,tags (a class a word), question,context,answers (as in SQuAD)"
 )
 _EPOCHS = 3
+_OR_NUMBERS = ", or a column score instead of label for numbers"
 _Records = list[dict[str, Any]]
 
 
@@ -50,7 +51,7 @@ def read_own_task(train: Path, evaluation: Path) -> TaskData:
         raise UserError(f"{str(train)!r} has columns {sorted(columns)}, wanted {_KINDS}")
     names = (*texts, target)
     rows = [_rows(records, names, path) for records, path in ((train_rows, train), (eval_rows, evaluation))]
-    classes = () if target == "score" else _class_names({row[-1] for row in rows[0]}, train)
+    classes = () if target == "score" else _class_names({row[-1] for row in rows[0]}, train, _OR_NUMBERS)
     head = SequenceHead(classes, ("accuracy",) if classes else ("pearson", "spearman"))
     return _task(
         train,
@@ -62,12 +63,9 @@ def read_own_task(train: Path, evaluation: Path) -> TaskData:
     )
 
 
-def _class_names(found: set[str], path: Path) -> tuple[str, ...]:
+def _class_names(found: set[str], path: Path, advice: str = "") -> tuple[str, ...]:
     if len(found) < 2:
-        raise UserError(
-            f"{str(path)!r} has one label only, {next(iter(found))!r}; wanted at least two classes, "
-            "or a column score instead of label for numbers"
-        )
+        raise UserError(f"{str(path)!r} has one label only, {next(iter(found))!r}; wanted at least two classes{advice}")
     return tuple(sorted(found))
 
 

@@ -15,12 +15,14 @@ from torch import Tensor
 from bitbert.distributed import log
 from bitbert.errors import UserError
 from bitbert.files import read_json_object
-from bitbert.model import METHOD_FIELDS, SHAPE_FIELDS, BitBertConfig, BitBertPreTrainedModel, preset_fields
+from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertPreTrainedModel
+from bitbert.model.configuration import DROPOUT_FIELDS, binary_config, inherited_fields
 from bitbert.model.convert import from_full_precision
 from bitbert.model.export import unpack_model
 from bitbert.model.latent import spread_latent_weights
 from bitbert.model.loading import loading, refuse_other_types
 from bitbert.packed import is_packed, load_packed
+from bitbert.presets import METHOD_FIELDS
 from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub, resolve
 from bitbert.tokenizer import Tokenizer, load_tokenizer
@@ -29,8 +31,7 @@ from .head import Head
 
 _FINAL = "final"
 _LATENT_SEED = 0
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-_IDENTITY_FIELDS = (*METHOD_FIELDS, *SHAPE_FIELDS, "attention_head_size", *_DROPOUTS)
+_IDENTITY_FIELDS = (*METHOD_FIELDS, *SHAPE_FIELDS, "attention_head_size", *DROPOUT_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Source:
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> BitBertPreTrainedModel:
         """A model with this encoder and a fresh head drawn from ``seed``; ``dropout`` None keeps the config's."""
-        dropouts = {} if dropout is None else dict.fromkeys(_DROPOUTS, dropout)
+        dropouts = {} if dropout is None else dict.fromkeys(DROPOUT_FIELDS, dropout)
         config = BitBertConfig(**{**self.config.to_diff_dict(), **head.config_fields(), **dropouts})
         torch.manual_seed(seed)
         model = head.model_class(config)
@@ -196,14 +197,9 @@ def _open_full_precision(name: str, path: str, method: str | None) -> Source:
     if method is None:
         advice = "pass --method baseline to binarize it without pretraining, or give a pretrained BitBERT"
         raise UserError(f"model {unknown_start(name, advice)}")
-    fields = preset_fields(method)
     model, tokenizer = load_bert(name, path)
-    shape = {
-        key: value
-        for key, value in model.config.to_diff_dict().items()
-        if key in BitBertConfig().to_dict() and key not in ("model_type", "architectures", "hidden_act")
-    }
-    student = from_full_precision(model.state_dict(), BitBertConfig(**(shape | fields)))
+    config = binary_config(inherited_fields(model.config), method, {}, f"model {name!r}")
+    student = from_full_precision(model.state_dict(), config)
     return Source(student.config, _encoder_tensors(student.state_dict()), tokenizer, calibrated=False)
 
 

@@ -5,20 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from bitbert.errors import UserError
-from bitbert.model import (
-    METHOD_FIELDS,
-    SHAPE_FIELDS,
-    BitBertConfig,
-    BitBertForSequenceClassification,
-    BitBertPreTrainedModel,
-    preset_fields,
-)
+from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForSequenceClassification, BitBertPreTrainedModel
 from bitbert.model.calibrate import set_activation_bits
+from bitbert.model.configuration import DROPOUT_FIELDS, binary_config, inherited_fields
 from bitbert.model.convert import from_full_precision
 from bitbert.model.loading import loading
 from bitbert.model.splitting import half_width, split_ternary
@@ -38,11 +31,6 @@ from .source import (
     unknown_start,
 )
 from .stages import FULL_PRECISION, StageConfig
-
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-_KEPT_FIELDS = (*SHAPE_FIELDS, *_DROPOUTS, "pad_token_id")
-_OWN_FIELDS = (*(field for field in METHOD_FIELDS if field != "method"), *_DROPOUTS)
-"""What a stage's ``fields`` may change."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +54,12 @@ class FullPrecisionSource(StageSource):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return describe_start(self.bert_config, (*_KEPT_FIELDS, "hidden_act", "classifier_dropout"), self.tokenizer)
+        names = (*SHAPE_FIELDS, *DROPOUT_FIELDS, "pad_token_id", "hidden_act")
+        return describe_start(self.bert_config, names, self.tokenizer)
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
         """A ``BertForSequenceClassification`` with this encoder."""
-        dropouts = {} if dropout is None else dict.fromkeys(_DROPOUTS, dropout)
+        dropouts = {} if dropout is None else dict.fromkeys(DROPOUT_FIELDS, dropout)
         labels = head.config_fields()
         fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
         torch.manual_seed(seed)
@@ -155,25 +144,19 @@ def _split(name: str, stage: StageConfig, start: str) -> Source:
 def _from_full_precision(name: str, stage: StageConfig, start: str) -> Source:
     path = require_local_or_hub(start, "model")
     bert, tokenizer = load_bert(start, path)
-    shape = {field: getattr(bert.config, field) for field in _KEPT_FIELDS}
+    inherited = inherited_fields(bert.config)
     tensors = dict(bert.state_dict())
     head = _saved_head(start)
     if stage.method == FULL_PRECISION:
         if stage.fields or stage.half_width:
             raise UserError(f"stage {name!r}: full precision has neither fields nor half width; leave them out")
         named = {f"bert.{key}": tensor for key, tensor in tensors.items()}
-        return FullPrecisionSource(BitBertConfig(**shape), named, tokenizer, True, head, bert.config)
+        return FullPrecisionSource(BitBertConfig(**inherited), named, tokenizer, True, head, bert.config)
     assert stage.method is not None  # open_stage
-    unknown = sorted(set(stage.fields) - set(_OWN_FIELDS))
-    if unknown:  # transformers' configs take any name
-        raise UserError(f"stage {name!r}, fields: unknown {', '.join(unknown)}; known: {', '.join(_OWN_FIELDS)}")
+    config = binary_config(inherited, stage.method, stage.fields, f"stage {name!r}, fields")
     if stage.half_width:
-        tensors, changed = half_width(tensors, BitBertConfig(**shape))
-        shape |= changed
-    try:
-        config = BitBertConfig(**(shape | preset_fields(stage.method) | stage.fields))
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"stage {name!r}, fields: {' '.join(str(error).split())}") from error
+        tensors, changed = half_width(tensors, config)
+        config = BitBertConfig(**{**config.to_diff_dict(), **changed})
     student = from_full_precision(tensors, config)
     return StageSource(config, _encoder(student.state_dict()), tokenizer, False, head)
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from bitbert.config import dump_config
+from bitbert.config import dump_config, read_mapping
 from bitbert.errors import UserError
 from bitbert.mlflow_mirror import forget_runs_of
 
@@ -73,15 +72,12 @@ def read_recorded_config(folder: Path) -> dict[str, Any]:
         UserError: ``folder`` is no run folder, or the file is damaged.
     """
     path = folder / CONFIG_FILE
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise UserError(
             f"{str(folder)!r} is no run folder: {CONFIG_FILE} is missing; give the folder of a run's output"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not valid YAML ({error}); restore it, or choose another output") from error
-    if not isinstance(found, dict) or not {"output", "tracking"} <= set(found):
+        )
+    found = read_mapping(path)
+    if not {"output", "tracking"} <= set(found):
         raise UserError(f"{str(path)!r} holds no run's config; restore it, or choose another output")
     return found
 

@@ -6,7 +6,8 @@
 from dataclasses import dataclass
 
 from bitbert.accounting import MIB, Shape, shape_of
-from bitbert.model import BitBertConfig, preset_fields
+from bitbert.model import BitBertConfig
+from bitbert.presets import preset_fields
 
 from .config import LossSection
 from .footprint import activation_bytes

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from bitbert.distributed import log
 from bitbert.errors import UserError
 from bitbert.files import finish_publishing, publish_folder, read_json, sha256_file, write_json_atomically
-from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model import BitBertConfig, BitBertForPreTraining
+from bitbert.model.configuration import binary_config, inherited_fields
 from bitbert.model.convert import from_full_precision, mark_calibrated
 from bitbert.model.linear import named_step_sizes
 
@@ -17,7 +17,6 @@ from .config import ModelSection
 from .manifest import find_damage, write_manifest
 from .teacher import Teacher
 
-_TEACHER_FIELDS = (*SHAPE_FIELDS, "hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id")
 CALIBRATION = "calibration"
 _STEP_SIZES = "step_sizes.json"
 
@@ -28,21 +27,7 @@ def student_config(section: ModelSection, teacher_config: object) -> BitBertConf
     Raises:
         UserError: an unknown field, a value of the wrong kind, or another shape than the teacher's.
     """
-    shape = {name: getattr(teacher_config, name) for name in _TEACHER_FIELDS}
-    method = preset_fields(section.method)
-    unknown = sorted(set(section.fields) - set(shape) - set(method))
-    if unknown:
-        raise UserError(f"model.fields: unknown {', '.join(unknown)}; known: {', '.join(sorted({*shape, *method}))}")
-    for name, value in section.fields.items():
-        if name in shape and not name.endswith("_prob") and value != shape[name]:
-            raise UserError(
-                f"model.fields.{name} is {value!r}, the teacher's is {shape[name]!r}; "
-                "the student must have the teacher's shape, leave it out"
-            )
-    try:
-        return BitBertConfig(**(shape | method | section.fields))
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"model.fields: {' '.join(str(error).split())}") from error
+    return binary_config(inherited_fields(teacher_config), section.method, section.fields, "model.fields")
 
 
 def build_student(config: BitBertConfig, teacher: Teacher, seed: int) -> BitBertForPreTraining:

@@ -238,9 +238,10 @@ def tiny_model(
     """A calibrated random model of the tiny shape, with every kind of parameter away from its initial value."""
     import bitbert.model as models
     from bitbert.model.calibrate import calibrate_step_sizes
+    from bitbert.presets import preset_fields
 
     torch.manual_seed(seed)
-    config = models.BitBertConfig(vocab_size=vocab_size, **{**TINY_SHAPE, **models.preset_fields(method), **fields})
+    config = models.BitBertConfig(vocab_size=vocab_size, **{**TINY_SHAPE, **preset_fields(method), **fields})
     model = getattr(models, model_class)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

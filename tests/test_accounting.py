@@ -5,8 +5,8 @@ import pytest
 
 from bitbert import accounting
 from bitbert.accounting import Shape
-from bitbert.model import PRESETS
 from bitbert.packed import tensor_specs
+from bitbert.presets import PRESETS
 
 BASE = Shape()
 

@@ -25,7 +25,6 @@ from bitbert.model.modeling import (
     BitBertPreTrainedModel,
 )
 from bitbert.model.quantizer import BitBertPackedConfig, BitBertPackedQuantizer
-from bitbert.presets import METHOD_FIELDS, PRESETS, preset_fields
 
 AutoConfig.register(BitBertConfig.model_type, BitBertConfig)
 AutoModel.register(BitBertConfig, BitBertModel)
@@ -38,8 +37,6 @@ AutoModelForQuestionAnswering.register(BitBertConfig, BitBertForQuestionAnswerin
 AutoTokenizer.register(BitBertConfig, fast_tokenizer_class=BitBertTokenizer)
 
 __all__ = [
-    "METHOD_FIELDS",
-    "PRESETS",
     "SHAPE_FIELDS",
     "BitBertConfig",
     "BitBertForMaskedLM",
@@ -53,5 +50,4 @@ __all__ = [
     "BitBertPackedQuantizer",
     "BitBertPreTrainedModel",
     "BitBertTokenizer",
-    "preset_fields",
 ]

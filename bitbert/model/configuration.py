@@ -3,15 +3,19 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from bitbert.errors import UserError
 from bitbert.model.levels import check_activation_bits
 from bitbert.packed import FORMAT, SIZES, PackedConfig, parse_config
-from bitbert.presets import ELASTIC, PRESETS
+from bitbert.presets import ELASTIC, PRESETS, preset_fields
 
 QUANT_METHOD = "bitbert_packed"
 """What transformers calls packed weights; see bitbert.model.quantizer."""
 SHAPE_FIELDS = (*SIZES, "layer_norm_eps")
+DROPOUT_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_INHERITED_FIELDS = (*SHAPE_FIELDS, *DROPOUT_FIELDS, "pad_token_id")
 _ARCHITECTURES = {
     "none": "BitBertModel",
     "nsp": "BitBertForNextSentencePrediction",
@@ -120,6 +124,39 @@ class BitBertConfig(PreTrainedConfig):
     @property
     def head_size(self) -> int:
         return self.attention_head_size or self.hidden_size // self.num_attention_heads
+
+
+def inherited_fields(full_precision: Any) -> dict[str, Any]:
+    """What a binary model takes over from the config of a full-precision BERT: its shape, dropouts and padding."""
+    return {name: getattr(full_precision, name) for name in _INHERITED_FIELDS}
+
+
+def binary_config(inherited: dict[str, Any], method: str, fields: dict[str, Any], where: str) -> BitBertConfig:
+    """A preset in the shape of a full-precision BERT.
+
+    Args:
+        inherited: from :func:`inherited_fields`.
+        fields: of the method and dropouts, where they differ from the preset's and the BERT's; ``where`` is what they
+            are called in messages.
+
+    Raises:
+        UserError: there is no such preset, an unknown field, a value of the wrong kind, or another shape.
+    """
+    preset = preset_fields(method)
+    known = sorted({*inherited, *preset} - {"method"})
+    unknown = sorted(set(fields) - set(known))
+    if unknown:  # transformers' configs take any name
+        raise UserError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    for name, value in fields.items():
+        if name not in (*preset, *DROPOUT_FIELDS) and value != inherited[name]:
+            raise UserError(
+                f"{where}.{name} is {value!r}, the teacher's is {inherited[name]!r}; "
+                "the student must have the teacher's shape, leave it out"
+            )
+    try:
+        return BitBertConfig(**(inherited | preset | fields))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 _TRAINING_FIELDS = ("weight_binarizer", "step_sizes", "input_shift")

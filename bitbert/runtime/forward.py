@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Text = str | tuple[str, str]
 """A text, or the two texts of a pair."""
 Tokens = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
-_POOLINGS = ("mean", "first", "pooler")
+Pooling = Literal["mean", "first", "pooler"]
 
 BATCH_TOKENS = 1024
 """Tokens that run together: enough to keep the kernels busy, few enough to stay near the caches."""
@@ -104,9 +104,7 @@ class Runtime:
             for logits in self._run(batch, "logits"):
                 yield self._predict(logits)
 
-    def encode(
-        self, inputs: Iterable[Text | Sequence[int]], *, pooling: Literal["mean", "first", "pooler"] = "mean"
-    ) -> np.ndarray:
+    def encode(self, inputs: Iterable[Text | Sequence[int]], *, pooling: Pooling = "mean") -> np.ndarray:
         """One vector for each text, pair of texts or sequence of token ids.
 
         Args:
@@ -120,8 +118,8 @@ class Runtime:
         Raises:
             UserError: there is no such pooling, or an input is none of these or too long.
         """
-        if pooling not in _POOLINGS:
-            raise UserError(f"pooling {pooling!r}, wanted one of {', '.join(_POOLINGS)}")
+        if pooling not in get_args(Pooling):
+            raise UserError(f"pooling {pooling!r}, wanted one of {', '.join(get_args(Pooling))}")
         vectors: list[np.ndarray] = []
         for batch in _batches(self._tokens(item) for item in inputs):
             if pooling == "pooler":

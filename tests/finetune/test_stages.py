@@ -157,9 +157,11 @@ def test_what_does_not_go_together_is_refused(
         opened(tiny_teacher, method="full-precision", half_width=True)
     with pytest.raises(UserError, match="stage 's', fields: "):
         opened(tiny_teacher, method="bit", fields={"activation_bits": 3})
-    for unknown in ("activation_bit", "method", "hidden_size"):
-        with pytest.raises(UserError, match=f"stage 's', fields: unknown {unknown}; known: weight_binarizer, "):
+    for unknown in ("activation_bit", "method"):
+        with pytest.raises(UserError, match=f"stage 's', fields: unknown {unknown}; known: activation_bits, "):
             opened(tiny_teacher, method="bit", fields={unknown: 2})
+    with pytest.raises(UserError, match=r"stage 's', fields\.hidden_size is 2, the teacher's is 32; "):
+        opened(tiny_teacher, method="bit", fields={"hidden_size": 2})
     with pytest.raises(UserError, match="weights are mean_centered, wanted ternary"):
         opened(saved_model, method="binarybert")  # a run, whose model lies in final/
     with pytest.raises(UserError, match="splitting keeps the function; give fields and half_width"):

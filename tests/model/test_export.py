@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from bitbert.errors import UserError
-from bitbert.model import PRESETS, BitBertModel
+from bitbert.model import BitBertModel
 from bitbert.model.export import pack_model, unpack_model
 from bitbert.model.linear import Binarizer
 from bitbert.model.verify import probe_sequences, verify_packed
 from bitbert.packed import tensor_specs
+from bitbert.presets import PRESETS
 from bitbert.runtime import Runtime
 from tests.conftest import tiny_model
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbert.errors import UserError
-from bitbert.model import BitBertConfig, BitBertForPreTraining, preset_fields
+from bitbert.model import BitBertConfig, BitBertForPreTraining
 from bitbert.model import kernels as kernels_module
 from bitbert.model.attention import BinarySelfAttention
 from bitbert.model.dropout import Dropout, draw, drop_limit
@@ -19,6 +19,7 @@ from bitbert.model.kernels import SWITCH, Codes, Scores, load_kernels, why_no_ke
 from bitbert.model.layers import ACTIVATIONS, gelu
 from bitbert.model.linear import Binarizer, BinarizerStatistics, BinaryLinear
 from bitbert.model.methods import CodedLinear
+from bitbert.presets import preset_fields
 
 Results = dict[str, Tensor]
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from bitbert.errors import UserError
-from bitbert.model import PRESETS, BitBertConfig, BitBertForSequenceClassification, preset_fields
+from bitbert.model import BitBertConfig, BitBertForSequenceClassification
 from bitbert.model.binarize import binarize_bool, binarize_strict_bool
 from bitbert.model.calibrate import set_activation_bits
 from bitbert.model.export import pack_model
 from bitbert.model.levels import minmax_step
 from bitbert.model.methods import CodedEmbedding, CodedLinear
 from bitbert.model.weights import WEIGHT_BINARIZERS, ternary_codes
+from bitbert.presets import PRESETS, preset_fields
 from bitbert.runtime import Runtime
 from tests.conftest import tiny_model
 

@@ -5,10 +5,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from bitbert.errors import UserError
-from bitbert.model import BitBertConfig, preset_fields
+from bitbert.model import BitBertConfig
 from bitbert.model.convert import from_full_precision
 from bitbert.model.splitting import half_width, split_ternary, split_weight
 from bitbert.model.weights import WEIGHT_BINARIZERS
+from bitbert.presets import preset_fields
 from tests.conftest import TINY_SHAPE, tiny_model
 
 

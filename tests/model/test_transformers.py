@@ -19,16 +19,10 @@ from transformers import (
 )
 
 from bitbert.errors import UserError
-from bitbert.model import (
-    METHOD_FIELDS,
-    PRESETS,
-    BitBertConfig,
-    BitBertForPreTraining,
-    BitBertForSequenceClassification,
-    preset_fields,
-)
+from bitbert.model import BitBertConfig, BitBertForPreTraining, BitBertForSequenceClassification
 from bitbert.model.convert import from_full_precision
 from bitbert.model.linear import BinaryEmbedding
+from bitbert.presets import METHOD_FIELDS, PRESETS, preset_fields
 from tests.conftest import TINY_SHAPE, tiny_model
 
 AUTO = {

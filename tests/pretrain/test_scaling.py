@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bitbert.accounting import Shape
-from bitbert.model import BitBertConfig, BitBertForPreTraining, kernels, preset_fields
+from bitbert.model import BitBertConfig, BitBertForPreTraining, kernels
+from bitbert.presets import preset_fields
 from bitbert.pretrain import scaling
 from bitbert.pretrain.config import LossSection
 from bitbert.pretrain.data import Batch

@@ -249,6 +249,7 @@ def test_dry_run_checks_and_counts_without_writing(settings: list[str], tmp_path
         (["model.method=bipft"], "method 'bipft' is not known; did you mean 'bipft-"),
         (["model.fields={hidden_size: 64}"], "the student must have the teacher's shape"),
         (["model.fields={hidden_sze: 64}"], "unknown hidden_sze"),
+        (["model.fields={method: bit}"], "unknown method"),
         (["model.fields={pooler: mean}"], "model.fields"),
         (["data.train={empty}"], "is empty or unfinished"),
         (["data.train={empty}/absent"], "does not exist; build it with bitbert-data"),

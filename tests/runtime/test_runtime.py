@@ -62,7 +62,7 @@ def test_what_is_no_text_is_refused(runtime: Runtime, text: Any) -> None:
 
 def test_a_pooling_that_does_not_exist_is_refused(runtime: Runtime) -> None:
     with pytest.raises(UserError, match="pooling 'max', wanted one of mean, first, pooler"):
-        runtime.encode(["a"], pooling="max")  # type: ignore[arg-type]
+        runtime.encode(["a"], pooling="max")
 
 
 def test_threads_and_instruction_sets_answer_alike(runtime: Runtime) -> None:
