@@ -101,7 +101,9 @@ def test_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
     assert (optimizer.floor, optimizer.beta1) == (0.2, 0.5)
 
 
-@pytest.mark.parametrize("override", ["steps", "=5", "steps.x=3", "steps=[1"])
+@pytest.mark.parametrize(
+    "override", ["steps", "=5", "steps.x=3", "steps=[1", "loss={mlm: 1, mlm: 2}", f"steps={'[' * 5000}"]
+)
 def test_bad_overrides(config_file: Path, override: str) -> None:
     config_file.write_text(MINIMAL + "steps: 5\n", encoding="utf-8")
     with pytest.raises(UserError, match="override"):
