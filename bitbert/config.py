@@ -72,7 +72,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config file {str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
-        raise UserError(f"config file {str(path)!r} holds {type(data).__name__}, wanted a mapping of keys to values")
+        found = "nothing" if data is None else type(data).__name__
+        raise UserError(f"config file {str(path)!r} holds {found}, wanted a mapping of keys to values")
     return data
 
 

@@ -76,9 +76,13 @@ def read_recorded_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{str(folder)!r} is no run folder: {CONFIG_FILE} is missing; give the folder of a run's output"
         )
-    found = read_mapping(path)
+    advice = "restore it, or choose another output"
+    try:
+        found = read_mapping(path)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
     if not {"output", "tracking"} <= set(found):
-        raise UserError(f"{str(path)!r} holds no run's config; restore it, or choose another output")
+        raise UserError(f"config file {str(path)!r} holds no run's config; {advice}")
     return found
 
 

@@ -59,7 +59,7 @@ def test_a_damaged_record_of_the_config_is_named(tmp_path: Path, text: str) -> N
     (tmp_path / "config.yaml").write_text(text)
     for use in (lambda: refuse_other_run(config), lambda: sync_run(tmp_path, "sqlite:///unused.db")):
         with pytest.raises(
-            UserError, match=r"(?s)config.yaml' (is not valid YAML|holds no run's config).*; restore it"
+            UserError, match=r"(?s)config.yaml' (is not valid YAML|holds (nothing|list|no run's config)).*; restore it"
         ):
             use()
 
