@@ -18,6 +18,8 @@ from bitbert.files import write_text_atomically
 
 Precision = Literal["fp32", "bf16"]
 """Number format of matrix products with floats."""
+Pairs = Literal["cross_encoder", "bi_encoder"]
+"""Two texts in one sequence, or each in one of its own."""
 
 
 class FrozenConfig(BaseModel):

@@ -43,7 +43,7 @@ CHOICES = {
     "hidden_act": ("gelu", "relu"),
     "ffn_input": ("signed", "unsigned"),
     "pooler": ("plain", "residual_norm"),
-    "head": ("none", "nsp", "classification", "regression"),
+    "head": ("none", "nsp", "classification", "regression", "pair_classification", "pair_regression"),
 }
 """What config.json may say; the native library's codes count in this order."""
 _LARGEST = {
@@ -59,8 +59,18 @@ _LARGEST = {
 SIZES = tuple(_LARGEST)
 """What gives a model its shape, by HF's names."""
 _LARGEST_RANK = 2**12
-_NUM_LABELS = {"none": (0, 0), "nsp": (2, 2), "classification": (2, 2**20), "regression": (0, 0)}
+_CLASSES, _NO_LABELS = (2, 2**20), (0, 0)
+_NUM_LABELS = {
+    "none": _NO_LABELS,
+    "nsp": (2, 2),
+    "classification": _CLASSES,
+    "regression": _NO_LABELS,
+    "pair_classification": _CLASSES,
+    "pair_regression": _NO_LABELS,
+}
 """Fewest and most labels of a head."""
+PAIR_PARTS = 4
+"""What a head for pairs sees of the texts' vectors u and v: u, v, |u - v| and u v, side by side."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,12 @@ class PackedConfig:
     @property
     def num_outputs(self) -> int:
         """Width of the head's output."""
-        return {"none": 0, "nsp": 2, "regression": 1, "classification": len(self.labels)}[self.head]
+        return 1 if self.head.endswith("regression") else len(self.labels)
+
+    @property
+    def compares_texts(self) -> bool:
+        """Whether the head answers pairs, each text of which is encoded by itself."""
+        return self.head.startswith("pair_")
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,7 @@ def tensor_specs(config: PackedConfig) -> dict[str, tuple[str, tuple[int, ...]]]
         add_norm("bitbert.pooler.LayerNorm")
     if config.head != "none":
         head = "nsp_head" if config.head == "nsp" else "classifier"
-        add(f"{head}.weight", config.num_outputs, hidden)
+        add(f"{head}.weight", config.num_outputs, hidden * (PAIR_PARTS if config.compares_texts else 1))
         add(f"{head}.bias", config.num_outputs)
     return specs
 
@@ -357,6 +372,8 @@ def parse_config(data: Any, origin: str) -> PackedConfig:
     if type(data["layer_norm_eps"]) not in (int, float) or not 0 <= data["layer_norm_eps"] < 1:
         raise UserError(f"{origin}: layer_norm_eps is {data['layer_norm_eps']!r}, wanted a number in [0, 1)")
     _check_labels(data, origin)
+    if data["head"].startswith("pair_") and data["type_vocab_size"] < 2:
+        raise UserError(f"{origin}: type_vocab_size is {data['type_vocab_size']}, wanted at least 2 for pairs of texts")
     if not isinstance(data["tokenizer"], dict) or data["tokenizer"].get("vocab_size") != data["vocab_size"]:
         raise UserError(f"{origin}: tokenizer has {data['tokenizer']!r}, wanted vocab_size {data['vocab_size']}")
     return PackedConfig(**data)

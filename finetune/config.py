@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bitbert.config import FrozenConfig, Precision
+from bitbert.config import FrozenConfig, Pairs, Precision
 
 _Rate = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(ge=1)]
@@ -19,6 +19,7 @@ class TaskSection(FrozenConfig):
     batch_size: _Count | None = None
     max_length: _Length | None = None
     eval_every: Annotated[int, Field(ge=0)] | None = None
+    pairs: Pairs | None = None
 
 
 class TrackingSection(FrozenConfig):
@@ -45,6 +46,13 @@ class FinetuneConfig(FrozenConfig):
         Literal["adamw", "bert_adam"],
         Field(description="bert_adam: no bias correction and epsilon 1e-6, as in BERT's code, BiBERT's and BiT's"),
     ] = "adamw"
+    pairs: Annotated[
+        Pairs,
+        Field(
+            description="two texts in one sequence, as published (cross_encoder), or each encoded by itself and their "
+            "vectors compared (bi_encoder)"
+        ),
+    ] = "cross_encoder"
     weight_decay: Annotated[float, Field(ge=0, description="on matrices only")] = 0.0
     schedule: Annotated[
         Literal["constant", "linear"], Field(description="after the warm-up: constant, or linear decay to zero")

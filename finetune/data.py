@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from bitbert.config import Pairs
 from bitbert.errors import UserError
 
 from .head import Examples, Head
-from .sequence import TextExamples
+from .sequence import SequenceHead, TextExamples
 from .tasks import GlueTask, Part
 
 
@@ -50,6 +51,12 @@ class TaskData:
     def classes(self) -> dict[str, Any]:
         """The kind of head and the names of its classes, for the records of a training."""
         return {"head": type(self.head).__name__, "labels": list(self.head.labels)}
+
+    def answered_as(self, pairs: Pairs) -> "TaskData":
+        """This task with its pairs of texts answered in this way; tasks without pairs stay as they are."""
+        if not isinstance(self.train, TextExamples) or self.train.second_texts is None:
+            return self
+        return dataclasses.replace(self, head=SequenceHead(self.head.labels, self.head.metrics, pairs))
 
 
 def hash_examples(*sets: Examples) -> str:

@@ -86,6 +86,7 @@ def finetune(
         UserError: ``output`` holds results of another finetuning.
     """
     config = _resolve(task, config, source)
+    task = task.answered_as(config.pairs)
     identity = {
         "task": task.name,
         "model": model_name,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bitbert.config import Pairs
 from bitbert.model import BitBertForSequenceClassification
 from bitbert.tokenizer import Tokenizer
 
@@ -39,15 +40,16 @@ class SequenceHead(Head[TextExamples]):
     model_class = BitBertForSequenceClassification
     is_packable: ClassVar[bool] = True
 
-    def __init__(self, labels: tuple[str, ...], metrics: tuple[str, ...]) -> None:
-        self.labels, self.metrics = labels, metrics
+    def __init__(self, labels: tuple[str, ...], metrics: tuple[str, ...], pairs: Pairs = "cross_encoder") -> None:
+        self.labels, self.metrics, self.pairs = labels, metrics, pairs
 
     @property
     def is_regression(self) -> bool:
         return not self.labels
 
     def config_fields(self) -> dict[str, Any]:
-        return {"num_labels": 1} if self.is_regression else super().config_fields()
+        fields = {"num_labels": 1} if self.is_regression else super().config_fields()
+        return fields | {"pairs": self.pairs}
 
     def encode(self, examples: TextExamples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         labels: Any = [None] * len(examples) if examples.labels is None else examples.labels

@@ -36,6 +36,7 @@ def run_stages(method: MethodConfig, model_name: str, task: TaskData, seed: int,
     for name, stage in method.stages.items():
         folder = output / name / f"seed-{seed}"
         recipe = method.recipe_of(name).for_task(task.name, task.epochs)
+        task = task.answered_as(recipe.pairs)
         earlier = [other for other in (stage.start, stage.teacher) if other in results]
         source = open_stage(name, stage, model_name if stage.start == GIVEN else str(_saved(folder, stage.start)))
         identity = {

@@ -60,7 +60,7 @@ class FullPrecisionSource(StageSource):
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
         """A ``BertForSequenceClassification`` with this encoder."""
         dropouts = {} if dropout is None else dict.fromkeys(DROPOUT_FIELDS, dropout)
-        labels = head.config_fields()
+        labels = {key: value for key, value in head.config_fields().items() if key != "pairs"}  # HF's BERT has one way
         fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
         torch.manual_seed(seed)
         model = BertForSequenceClassification(BertConfig(**{**fields, **labels, **dropouts}))

@@ -59,6 +59,18 @@ class MethodConfig(FrozenConfig):
             earlier.append(name)
         return self
 
+    @model_validator(mode="after")
+    def _texts_apart_have_no_teacher(self) -> Self:
+        for name, stage in self.stages.items():
+            recipe = self.recipe_of(name)
+            apart = "bi_encoder" in (recipe.pairs, *(section.pairs for section in recipe.tasks.values()))
+            if apart and (stage.teacher is not None or stage.method == FULL_PRECISION):
+                raise ValueError(
+                    f"stage {name!r}: pairs bi_encoder goes with neither a teacher nor full precision, which answer "
+                    "both texts in one sequence; leave it out, or the stage"
+                )
+        return self
+
     def recipe_of(self, name: str) -> FinetuneConfig:
         """The recipe that stage ``name`` is trained with."""
         return self.stages[name].recipe or self.recipe

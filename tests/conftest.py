@@ -247,7 +247,10 @@ def tiny_model(
         for name, parameter in model.named_parameters():
             if name.endswith((".weight", ".bias", ".shift")):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    calibrate_step_sizes(model, {"input_ids": torch.randint(5, vocab_size, (4, 24))})
+    inputs = {"input_ids": torch.randint(5, vocab_size, (4, 24))}
+    if config.pairs == "bi_encoder":
+        inputs["token_type_ids"] = (torch.arange(24) >= 12).long().expand(4, -1)
+    calibrate_step_sizes(model, inputs)
     return model.eval()
 
 

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from bitbert.config import Pairs
 from bitbert.errors import UserError
 from bitbert.model.levels import check_activation_bits
 from bitbert.packed import FORMAT, SIZES, PackedConfig, parse_config
@@ -21,6 +22,8 @@ _ARCHITECTURES = {
     "nsp": "BitBertForNextSentencePrediction",
     "classification": "BitBertForSequenceClassification",
     "regression": "BitBertForSequenceClassification",
+    "pair_classification": "BitBertForSequenceClassification",
+    "pair_regression": "BitBertForSequenceClassification",
 }
 
 WeightScale = Literal["tensor", "channel"]
@@ -59,6 +62,8 @@ class BitBertConfig(PreTrainedConfig):
         ffn_input: binarizer of the second feed-forward linear's input: ``"signed"`` {-a, a} or ``"unsigned"`` {0, a}.
         pooler: ``"plain"``: tanh(BinLinear(x)); ``"residual_norm"``: tanh(LN(BinLinear(x)) + x) (BiPFT).
         mlm_head_act: activation in the masked-LM head (BiPFT's runs ReLU).
+        pairs: how BitBertForSequenceClassification answers two texts: ``"cross_encoder"``: one sequence holds both, and
+            the head sees its pooled output (BERT); ``"bi_encoder"``: each is encoded by itself (bitbert.model.pairs).
         activation_bits: 1, or 2, 4 or 8 for more levels an activation (BiT's W1A2, W1A4); see bitbert.model.levels.
     """
 
@@ -95,6 +100,7 @@ class BitBertConfig(PreTrainedConfig):
     pooler: Pooler = "residual_norm"
     mlm_head_act: Activation = "relu"
     activation_bits: int = 1
+    pairs: Pairs = "cross_encoder"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
@@ -168,7 +174,8 @@ def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     # How such a model trains on does not show in its function: that is what the method's name says.
     fields |= {name: PRESETS.get(packed.method, ELASTIC)[name] for name in _TRAINING_FIELDS}
     fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
-    if packed.head in ("classification", "regression"):
+    fields["pairs"] = "bi_encoder" if packed.compares_texts else "cross_encoder"
+    if packed.head not in ("none", "nsp"):
         labels = packed.labels or ["LABEL_0"]
         fields |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     return fields

@@ -129,10 +129,11 @@ def _head_of(model: PreTrainedModel) -> tuple[str, list[str]]:
     if isinstance(model, BitBertForPreTraining | BitBertForNextSentencePrediction):
         return "nsp", ["is_next", "not_next"]
     if isinstance(model, BitBertForSequenceClassification):
+        of_pairs = "pair_" if model.compares_texts else ""
         if model.num_labels == 1:
-            return "regression", []
+            return f"{of_pairs}regression", []
         names: Any = model.config.id2label
-        return "classification", [str(names[index]) for index in range(model.num_labels)]
+        return f"{of_pairs}classification", [str(names[index]) for index in range(model.num_labels)]
     raise UserError(
         f"{type(model).__name__} cannot be packed; wanted a pretraining, next-sentence or sequence-classification model"
     )

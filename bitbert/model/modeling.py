@@ -22,7 +22,9 @@ from bitbert.model.configuration import BitBertConfig
 from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
 from bitbert.model.linear import Binarizer, BinaryLinear
 from bitbert.model.methods import CodedEmbedding, CodedLinear, apply_method, freeze_fixed
+from bitbert.model.pairs import pair_features, split_pairs
 from bitbert.model.precision import products_as_they_are
+from bitbert.packed import PAIR_PARTS
 
 IGNORED_LABEL = -100
 
@@ -221,7 +223,7 @@ class _LabelledModel(BitBertPreTrainedModel):
         super().__init__(config)
         self.bitbert = BitBertModel(config)
 
-    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
         """What the encoder says -> logits of the class's shape; each head has its own."""
         raise NotImplementedError
 
@@ -243,7 +245,7 @@ class _LabelledModel(BitBertPreTrainedModel):
         """
         return_dict = self._returns_dict(options)
         output = self.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
-        logits = self.compute_logits(output)
+        logits = self.compute_logits(output, attention_mask)
         result = self.output_class(
             loss=None if labels is None else self.compute_loss(logits, labels),
             logits=logits,
@@ -263,7 +265,7 @@ class BitBertForMaskedLM(_LabelledModel, _WithMaskedLMHead):
         self.mlm_head = MaskedLMHead(config)
         self.post_init()
 
-    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling, _: Tensor | None) -> Tensor:
         return self.mlm_head(output.last_hidden_state)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -280,19 +282,20 @@ class BitBertForNextSentencePrediction(_LabelledModel):
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
-    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling, _: Tensor | None) -> Tensor:
         return self.nsp_head(output.pooler_output)
 
 
 class _Classifier(_LabelledModel):
     """Dropout and a full-precision linear classifier."""
 
-    def __init__(self, config: BitBertConfig) -> None:
+    def __init__(self, config: BitBertConfig, num_parts: int = 1) -> None:
+        """num_parts: how many vectors of the hidden size the classifier sees, side by side."""
         super().__init__(config)
         self.num_labels = int(config.num_labels or 0)
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.classifier = nn.Linear(num_parts * config.hidden_size, self.num_labels)
         self.post_init()
 
     def classify(self, states: Tensor | None) -> Tensor:
@@ -303,7 +306,10 @@ class _Classifier(_LabelledModel):
 
 
 class BitBertForSequenceClassification(_Classifier):
-    """A classifier on the pooled output.
+    """A classifier on the pooled output, or with ``config.pairs`` ``"bi_encoder"`` on what two texts say apart.
+
+    The latter answers pairs only: (batch, positions) ids whose types are 0 and then 1, of which it makes twice as many
+    texts (see bitbert.model.pairs); hidden states and attentions are those of the texts.
 
     The loss is that of ``config.problem_type``, as in transformers: cross-entropy with int64 classes (batch,), mean
     squared error with values (batch,) or (batch, labels), or for ``multi_label_classification`` binary cross-entropy
@@ -312,8 +318,30 @@ class BitBertForSequenceClassification(_Classifier):
 
     output_class = SequenceClassifierOutput
 
-    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
-        return self.classify(output.pooler_output)
+    def __init__(self, config: BitBertConfig) -> None:
+        self.compares_texts = config.pairs == "bi_encoder"
+        super().__init__(config, PAIR_PARTS if self.compares_texts else 1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """As the other classes; labels (batch,) or (batch, labels)."""
+        if self.compares_texts:
+            input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
+            token_type_ids = None
+        return super().forward(input_ids, attention_mask, token_type_ids, labels, **options)
+
+    def compute_logits(self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+        if not self.compares_texts:
+            return self.classify(output.pooler_output)
+        assert output.last_hidden_state is not None
+        assert attention_mask is not None  # split_pairs made it
+        return self.classify(pair_features(output.last_hidden_state, attention_mask, self.config.layer_norm_eps))
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
@@ -334,7 +362,7 @@ class BitBertForTokenClassification(_Classifier):
 
     output_class = TokenClassifierOutput
 
-    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling, _: Tensor | None) -> Tensor:
         return self.classify(output.last_hidden_state)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Runtime:
     def stream(self, texts: Iterable[Text]) -> Iterator[Prediction]:
         """As :meth:`classify`, but texts are read and answers given batch by batch, in order."""
         self._require_head()
-        for batch in _batches(map(self._tokenize, texts)):
+        for batch in _batches(self._tokenize(self._asked(text)) for text in texts):
             for logits in self._run(batch, "logits"):
                 yield self._predict(logits)
 
@@ -157,6 +157,11 @@ class Runtime:
         if self.config.head == "none":
             raise UserError("this checkpoint has no head to classify with; use encode, or finetune it first")
 
+    def _asked(self, text: Text) -> Text:
+        if self.config.compares_texts and isinstance(text, str):
+            raise UserError(f"text {text!a:.80} is alone, and this checkpoint compares two texts; give it a second one")
+        return text
+
     def _tokens(self, item: Text | Sequence[int]) -> Tokens:
         if isinstance(item, str) or (isinstance(item, tuple) and item and isinstance(item[0], str)):
             return self._tokenize(item)
@@ -173,7 +178,7 @@ class Runtime:
 
     def _predict(self, logits: np.ndarray) -> Prediction:
         values = [float(value) for value in logits]
-        if self.config.head == "regression":
+        if not self.config.labels:
             return Prediction(None, values[0], values)
         probabilities = softmax(logits[None])[0]
         best = int(probabilities.argmax())

@@ -28,8 +28,8 @@ def describe_model(config: PackedConfig) -> list[tuple[str, str]]:
     num_bits = sum(rows * columns for rows, columns in binary_matrices(config).values())
     num_floats = sum(_size(shape) for dtype, shape in specs if dtype == "float32")
     num_macs = binary_macs(config, config.max_length)
-    outputs = {"none": "none (encode only)", "regression": "regression, 1 value"}
-    head = outputs.get(config.head, f"{config.head}: {', '.join(config.labels)}")
+    outputs = f": {', '.join(config.labels)}" if config.labels else ", 1 value"
+    head = "none (encode only)" if config.head == "none" else f"{config.head}{outputs}"
     return [
         ("model", f"{config.method}, head {head}"),
         ("layers", f"{config.num_hidden_layers}"),

@@ -19,7 +19,14 @@ from bitbert.shared_library import load_shared_library
 
 LIBRARY = Path(__file__).with_name("libbitbert.so")
 _ABI_VERSION = 2
-_HEADS = {"none": 0, "nsp": 1, "classification": 2, "regression": 2}
+_HEADS = {
+    "none": 0,
+    "nsp": 1,
+    "classification": 2,
+    "regression": 2,
+    "pair_classification": 3,
+    "pair_regression": 3,
+}
 _INTEGERS = (*SIZES, "residual_rank")
 # A choice's code is its place among the choices.
 _CHOSEN = ("attention", "residual_estimators", "hidden_act", "ffn_input", "pooler")
@@ -182,7 +189,8 @@ class NativeModel:
         Args:
             input_ids, token_type_ids: one sequence of integers a text.
             wanted: of ``"states"`` (layers + 1, tokens, hidden), ``"last"`` (tokens, hidden), ``"pooled"``
-                (texts, hidden) and ``"logits"`` (texts, outputs); tokens are those of all texts, end to end.
+                (texts, hidden) and ``"logits"`` (texts, outputs); tokens are those of all texts, end to end. With
+                a head for pairs, each sequence is a pair.
 
         Returns:
             the wanted arrays, float32.

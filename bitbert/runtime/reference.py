@@ -18,6 +18,7 @@ from bitbert.errors import UserError
 from bitbert.packed import PackedModel, unpack_bits
 from bitbert.runtime.elementwise import ACTIVATIONS, layer_norm, softmax
 from bitbert.runtime.numpy_bitops import mask_products, pack_words, sign_products
+from bitbert.runtime.pairs import pair_features, split_pair
 
 
 class BitLinear:
@@ -78,9 +79,17 @@ class ReferenceModel:
         joined, stacked = np.concatenate(states, axis=1), np.stack(pooled)
         found = {"states": joined, "last": joined[-1], "pooled": stacked}
         if "logits" in wanted:
+            seen = stacked
+            if self.config.compares_texts:
+                seen = np.stack([self._compare(*pair) for pair in zip(input_ids, token_type_ids, strict=True)])
             head = "nsp_head" if self.config.head == "nsp" else "classifier"
-            found["logits"] = stacked @ self._floats[f"{head}.weight"].T + self._floats[f"{head}.bias"]
+            found["logits"] = seen @ self._floats[f"{head}.weight"].T + self._floats[f"{head}.bias"]
         return {name: found[name] for name in wanted}
+
+    def _compare(self, ids: Any, types: Any) -> np.ndarray:
+        texts = split_pair(np.asarray(ids, dtype=np.int64), np.asarray(types, dtype=np.int64))
+        first, second = (self._states(text, np.zeros_like(text))[-1] for text in texts)
+        return pair_features(first, second, self.config.layer_norm_eps)
 
     def _states(self, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
         config = self.config

@@ -31,11 +31,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     weights = realloc(memcpy(weights, data + 4 + config_bytes, weight_bytes), weight_bytes ? weight_bytes : 1);
     bitbert_model *model = bitbert_open_memory(config, config_bytes, weights, weight_bytes, NULL);
     if (model) {
-        int32_t ids[2] = {0, bitbert_get_config(model)->vocab_size - 1}, length = bitbert_get_config(model)->max_position_embeddings > 1 ? 2 : 1;
-        const bitbert_batch batch = {.input_ids = ids, .lengths = &length, .num_sequences = 1};
-        float *pooled = malloc((size_t)bitbert_get_config(model)->hidden_size * sizeof *pooled);
-        if (bitbert_run(model, &batch, &(bitbert_outputs){.pooled = pooled})) abort();
+        const bitbert_config *found = bitbert_get_config(model);
+        const int32_t ids[2] = {0, found->vocab_size - 1}, types[2] = {0, found->type_vocab_size > 1}, length = found->max_position_embeddings > 1 ? 2 : 1;
+        const bitbert_batch batch = {.input_ids = ids, .token_type_ids = types, .lengths = &length, .num_sequences = 1};
+        const int answers = found->head != BITBERT_HEAD_NONE && (found->head != BITBERT_HEAD_PAIRS || length == 2);
+        float *pooled = malloc((size_t)found->hidden_size * sizeof *pooled), *logits = malloc((size_t)found->num_outputs * sizeof *logits + 1);
+        if (!pooled || !logits || bitbert_run(model, &batch, &(bitbert_outputs){.pooled = pooled, .logits = answers ? logits : NULL})) abort();
         free(pooled);
+        free(logits);
     } else if (!*bitbert_error()) {
         abort();
     }

@@ -35,7 +35,7 @@ typedef enum { BITBERT_SIGNED = 0, BITBERT_UNSIGNED = 1 } bitbert_input;
 typedef enum { BITBERT_POOLER_PLAIN = 0, BITBERT_POOLER_RESIDUAL_NORM = 1 } bitbert_pooler;
 typedef enum { BITBERT_SOFTMAX = 0, BITBERT_BI = 1, BITBERT_BI_STRICT = 2 } bitbert_attention;
 typedef enum { BITBERT_SHARED = 0, BITBERT_PER_HEAD = 1 } bitbert_estimators;
-typedef enum { BITBERT_HEAD_NONE = 0, BITBERT_HEAD_NSP = 1, BITBERT_HEAD_CLASSIFIER = 2 } bitbert_head;
+typedef enum { BITBERT_HEAD_NONE = 0, BITBERT_HEAD_NSP = 1, BITBERT_HEAD_CLASSIFIER = 2, BITBERT_HEAD_PAIRS = 3 } bitbert_head;
 
 /* What config.json of a packed checkpoint says; docs/format.md explains the fields. */
 typedef struct {
@@ -94,7 +94,7 @@ typedef struct {
     float *states;  /* (num_hidden_layers + 1, tokens, hidden): the embeddings' output, then each layer's */
     float *last;    /* (tokens, hidden): the last layer's output */
     float *pooled;  /* (num_sequences, hidden) */
-    float *logits;  /* (num_sequences, num_outputs) */
+    float *logits;  /* (num_sequences, num_outputs); with BITBERT_HEAD_PAIRS each sequence is a pair, by its token types */
 } bitbert_outputs;
 
 BITBERT_API int bitbert_run(bitbert_model *model, const bitbert_batch *batch, const bitbert_outputs *outputs);

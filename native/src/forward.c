@@ -11,7 +11,7 @@
 #include "bits.h"
 #include "error.h"
 #include "multiply.h"
-#include "scratch.h"
+#include "pairs.h"
 
 typedef struct {
     bitbert_model *model;
@@ -228,18 +228,12 @@ static void lay_out(const run *r) {
     }
 }
 
-int bitbert_run(bitbert_model *model, const bitbert_batch *batch, const bitbert_outputs *outputs) {
-    if (outputs->logits && model->config.head == BITBERT_HEAD_NONE)
-        return bb_fail("this checkpoint has no head and gives no logits; ask for the pooled output or the last states");
+/* A run over sequences of their own; the model's turn is the caller's. */
+static int encode(bitbert_model *model, const bitbert_batch *batch, const bitbert_outputs *outputs) {
     run r = {.model = model, .batch = batch};
     size_t num_groups, longest;
     if (check_batch(model, batch, &r.num_rows, &num_groups, &longest)) return -1;
-    if (!batch->num_sequences) return 0;
-    pthread_mutex_lock(&model->turn);
-    if (bb_scratch_prepare(model, r.num_rows, num_groups, longest, batch->num_sequences)) {
-        pthread_mutex_unlock(&model->turn);
-        return -1;
-    }
+    if (bb_scratch_prepare(model, r.num_rows, num_groups, longest, batch->num_sequences)) return -1;
     lay_out(&r);
     const size_t share = bb_round_up((r.num_rows + bb_pool_size(model->pool) - 1) / bb_pool_size(model->pool), BB_QUERY_TILE);
     r.block_rows = share < BB_BLOCK_ROWS ? share : BB_BLOCK_ROWS;
@@ -253,7 +247,31 @@ int bitbert_run(bitbert_model *model, const bitbert_batch *batch, const bitbert_
         copy_states(&r, outputs->states ? outputs->states + (r.layer + 1) * state_size : NULL);
     }
     copy_states(&r, outputs->last);
-    pool(&r, outputs);
-    pthread_mutex_unlock(&model->turn);
+    if (outputs->pooled || outputs->logits) pool(&r, outputs);
     return 0;
+}
+
+/* Logits of pairs whose texts are encoded apart. */
+static int compare(bitbert_model *model, const bitbert_batch *pairs, float *logits) {
+    size_t num_rows, num_groups, longest;
+    bb_texts texts;
+    if (check_batch(model, pairs, &num_rows, &num_groups, &longest) || bb_split_pairs(pairs, &texts)) return -1;
+    const int failure = encode(model, &texts.batch, &(bitbert_outputs){0});
+    if (!failure) bb_answer_pairs(model, pairs->num_sequences, logits);
+    bb_free_texts(&texts);
+    return failure;
+}
+
+int bitbert_run(bitbert_model *model, const bitbert_batch *batch, const bitbert_outputs *outputs) {
+    if (outputs->logits && model->config.head == BITBERT_HEAD_NONE)
+        return bb_fail("this checkpoint has no head and gives no logits; ask for the pooled output or the last states");
+    if (!batch->num_sequences) return 0;
+    const bool compares = outputs->logits && model->config.head == BITBERT_HEAD_PAIRS;
+    const bitbert_outputs of_sequences = {.states = outputs->states, .last = outputs->last, .pooled = outputs->pooled, .logits = compares ? NULL : outputs->logits};
+    int failure = 0;
+    pthread_mutex_lock(&model->turn);
+    if (!compares || of_sequences.states || of_sequences.last || of_sequences.pooled) failure = encode(model, batch, &of_sequences);
+    if (compares && !failure) failure = compare(model, batch, outputs->logits);
+    pthread_mutex_unlock(&model->turn);
+    return failure;
 }

@@ -11,6 +11,7 @@
 #include "dispatch.h"
 #include "error.h"
 #include "fold.h"
+#include "pairs.h"
 #include "panels.h"
 #include "tensors.h"
 
@@ -203,8 +204,8 @@ static void build(builder *b) {
     if (config->pooler == BITBERT_POOLER_RESIDUAL_NORM) model->pooler_norm = affine(b, "bitbert.pooler.LayerNorm");
     if (config->head == BITBERT_HEAD_NONE) return;
     const char *head = config->head == BITBERT_HEAD_NSP ? "nsp_head" : "classifier";
-    const size_t num_outputs = (size_t)config->num_outputs;
-    model->head_weight = copy_rows(b, floats(b, num_outputs * width, head, "weight"), num_outputs, width, stride);
+    const size_t num_outputs = (size_t)config->num_outputs, num_rows = num_outputs * (config->head == BITBERT_HEAD_PAIRS ? BB_PAIR_PARTS : 1);
+    model->head_weight = copy_rows(b, floats(b, num_rows * width, head, "weight"), num_rows, width, stride);
     model->head_bias = copy_floats(b, num_outputs, num_outputs, head, "bias");
 }
 
@@ -216,14 +217,14 @@ static int check_config(const bitbert_config *config) {
         {"num_attention_heads", config->num_attention_heads, 1, 1 << 20},
         {"intermediate_size", config->intermediate_size, 1, 1 << 22},
         {"max_position_embeddings", config->max_position_embeddings, 1, 1 << 20},
-        {"type_vocab_size", config->type_vocab_size, 1, 1 << 20},
+        {"type_vocab_size", config->type_vocab_size, config->head == BITBERT_HEAD_PAIRS ? 2 : 1, 1 << 20},
         {"residual_rank", config->residual_rank, 0, 1 << 12},
         {"attention", config->attention, BITBERT_SOFTMAX, BITBERT_BI_STRICT},
         {"residual_estimators", config->residual_estimators, BITBERT_SHARED, BITBERT_PER_HEAD},
         {"hidden_act", config->hidden_act, BITBERT_GELU, BITBERT_RELU},
         {"ffn_input", config->ffn_input, BITBERT_SIGNED, BITBERT_UNSIGNED},
         {"pooler", config->pooler, BITBERT_POOLER_PLAIN, BITBERT_POOLER_RESIDUAL_NORM},
-        {"head", config->head, BITBERT_HEAD_NONE, BITBERT_HEAD_CLASSIFIER},
+        {"head", config->head, BITBERT_HEAD_NONE, BITBERT_HEAD_PAIRS},
         {"num_outputs", config->num_outputs, config->head != BITBERT_HEAD_NONE, 1 << 20},
         {"channel_scale", config->channel_scale, 0, 1},
     };

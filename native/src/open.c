@@ -84,7 +84,8 @@ static int count_labels(const bb_json *json, int32_t *count) {
 }
 
 static int read_config(const bb_json *json, bitbert_config *config) {
-    enum { NONE, NSP, CLASSIFICATION, REGRESSION };
+    enum { NONE, NSP, CLASSIFICATION, REGRESSION, PAIR_CLASSIFICATION, PAIR_REGRESSION };
+    static const int32_t heads[] = {BITBERT_HEAD_NONE, BITBERT_HEAD_NSP, BITBERT_HEAD_CLASSIFIER, BITBERT_HEAD_CLASSIFIER, BITBERT_HEAD_PAIRS, BITBERT_HEAD_PAIRS};
     const size_t format = bb_json_find(json, 0, "format"), version = bb_json_find(json, 0, "format_version");
     uint64_t number = 0;
     if (!format || !bb_json_is(json, format, "bitbert-packed") || !version || !bb_json_unsigned(json, version, &number) || number != 2)
@@ -104,11 +105,11 @@ static int read_config(const bb_json *json, bitbert_config *config) {
         find_choice(json, "ffn_input", CHOICES("signed", "unsigned"), &config->ffn_input) ||
         find_choice(json, "pooler", CHOICES("plain", "residual_norm"), &config->pooler) ||
         find_choice(json, "weight_scale", CHOICES("tensor", "channel"), &config->channel_scale) ||
-        find_choice(json, "head", CHOICES("none", "nsp", "classification", "regression"), &head) || read_eps(json, &config->layer_norm_eps) ||
-        count_labels(json, &config->num_outputs))
+        find_choice(json, "head", CHOICES("none", "nsp", "classification", "regression", "pair_classification", "pair_regression"), &head) ||
+        read_eps(json, &config->layer_norm_eps) || count_labels(json, &config->num_outputs))
         return -1;
-    config->head = head == REGRESSION ? BITBERT_HEAD_CLASSIFIER : head;
-    if (head != CLASSIFICATION) config->num_outputs = head == NSP ? 2 : head == REGRESSION;
+    config->head = heads[head];
+    if (head != CLASSIFICATION && head != PAIR_CLASSIFICATION) config->num_outputs = head == NSP ? 2 : head != NONE;
     return 0;
 }
 

@@ -6,8 +6,9 @@
 
 #include "bits.h"
 #include "error.h"
+#include "pairs.h"
 
-enum { SHARED_BLOCKS = 13, WORKER_BLOCKS = 14 };
+enum { SHARED_BLOCKS = 14, WORKER_BLOCKS = 14 };
 
 /* 64-byte aligned zeros with a spare vector at the end, so that kernels may load whole vectors. */
 static void *allocate(bb_scratch *scratch, size_t count, size_t size) {
@@ -66,6 +67,7 @@ static bool make(const bitbert_model *model, bb_scratch *scratch) {
     scratch->key_estimates = allocate(scratch, (2 * factors + sets) * groups * BB_PANEL, sizeof(float));
     scratch->pooler_bits = allocate(scratch, scratch->num_sequences * model->hidden_words, sizeof(uint32_t));
     scratch->pooled = allocate(scratch, scratch->num_sequences * model->hidden_stride, sizeof(float));
+    scratch->pair = allocate(scratch, BB_PAIR_PARTS * model->hidden_stride, sizeof(float));
     scratch->workers = allocate(scratch, scratch->num_workers, sizeof(bb_worker));
     if (scratch->num_blocks < SHARED_BLOCKS) return false; /* an allocation that failed is not counted */
     for (size_t index = 0; index < scratch->num_workers; index++)

@@ -46,6 +46,7 @@ struct bb_scratch {
     float *key_estimates;     /* (2 factors + sets, 32 * groups): k_p, k_m, r_v with the keys side by side */
     uint32_t *pooler_bits;    /* (sequences, hidden_words) */
     float *pooled;            /* (sequences, hidden_stride) */
+    float *pair;              /* (BB_PAIR_PARTS, hidden_stride): what a head for pairs sees; see pairs.h */
     bb_worker *workers;
     void **blocks;
     size_t num_blocks;

@@ -19,16 +19,18 @@ from tests.conftest import tiny_model
 # Methods with one bit a weight and one an activation, which the packed format describes.
 PACKABLE = ("bipft-b", "bipft-a", "baseline", "bitbert", "bit", "bibert")
 HEADS = {
-    "BitBertForPreTraining": {},
-    "BitBertForNextSentencePrediction": {},
-    "BitBertForSequenceClassification": {"num_labels": 3},
+    "pretraining": ("BitBertForPreTraining", {}),
+    "next sentence": ("BitBertForNextSentencePrediction", {}),
+    "classification": ("BitBertForSequenceClassification", {"num_labels": 3}),
+    "classification of pairs": ("BitBertForSequenceClassification", {"num_labels": 3, "pairs": "bi_encoder"}),
 }
 
 
 @pytest.mark.parametrize("method", PACKABLE)
-@pytest.mark.parametrize("model_class", HEADS)
-def test_runtime_agrees_with_torch(method: str, model_class: str, tiny_tokenizer) -> None:
-    model = tiny_model(method, model_class, vocab_size=tiny_tokenizer.vocab_size, **HEADS[model_class])
+@pytest.mark.parametrize("head", HEADS)
+def test_runtime_agrees_with_torch(method: str, head: str, tiny_tokenizer) -> None:
+    model_class, fields = HEADS[head]
+    model = tiny_model(method, model_class, vocab_size=tiny_tokenizer.vocab_size, **fields)
     packed = pack_model(model, tiny_tokenizer, max_length=32)
     assert list(packed.tensors) == list(tensor_specs(packed.config))
     assert verify_packed(packed, model) <= 1e-4
@@ -52,16 +54,18 @@ def test_all_hidden_states_and_pooled_output(method: str, tiny_tokenizer) -> Non
         np.testing.assert_allclose(encoding.pooled, output.pooler_output[0].numpy(), atol=1e-6)
 
 
-def test_packing_and_unpacking_keeps_every_bit(tiny_tokenizer) -> None:
+@pytest.mark.parametrize(("pairs", "head"), [("cross_encoder", ""), ("bi_encoder", "pair_")])
+def test_packing_and_unpacking_keeps_every_bit(tiny_tokenizer, pairs: str, head: str) -> None:
     model = tiny_model(
         "bitbert",
         "BitBertForSequenceClassification",
         vocab_size=tiny_tokenizer.vocab_size,
         num_labels=2,
         id2label={0: "no", 1: "yes"},
+        pairs=pairs,
     )
     packed = pack_model(model, tiny_tokenizer, max_length=32)
-    assert (packed.config.head, packed.config.labels) == ("classification", ["no", "yes"])
+    assert (packed.config.head, packed.config.labels) == (f"{head}classification", ["no", "yes"])
     again = pack_model(unpack_model(packed), tiny_tokenizer, max_length=32)
     assert again.config == packed.config
     for name, tensor in packed.tensors.items():
@@ -80,13 +84,14 @@ def test_batch_with_padding_gives_what_single_texts_give(tiny_tokenizer) -> None
     assert torch.allclose(padded, alone, atol=1e-9)
 
 
-def test_regression_head(tiny_tokenizer) -> None:
+@pytest.mark.parametrize(("pairs", "head"), [("cross_encoder", "regression"), ("bi_encoder", "pair_regression")])
+def test_regression_head(tiny_tokenizer, pairs: str, head: str) -> None:
     model = tiny_model(
-        "bipft-a", "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, num_labels=1
+        "bipft-a", "BitBertForSequenceClassification", vocab_size=tiny_tokenizer.vocab_size, num_labels=1, pairs=pairs
     )
     packed = pack_model(model, tiny_tokenizer, max_length=32)
-    (prediction,) = Runtime(packed).classify(["The river."])
-    assert (packed.config.head, prediction.label) == ("regression", None)
+    (prediction,) = Runtime(packed).classify([("The river.", "The king.")])
+    assert (packed.config.head, prediction.label) == (head, None)
     assert prediction.score == prediction.logits[0]
     assert unpack_model(packed).config.num_labels == 1
 

@@ -68,6 +68,12 @@ def test_the_whole_file_opens_however_its_header_is_padded() -> None:
         ({"layer_norm_eps": 3.25e20}, r"layer_norm_eps is 3.25e\+20, wanted"),
         ({"labels": 3}, "labels are missing or are not a list"),
         ({"labels": ["one"]}, f"tensor {BIAS} has 12 bytes, wanted 4|classifier.weight has"),
+        ({"head": "pair_classification"}, "tensor classifier.weight has 288 bytes, wanted 1152"),
+        (
+            {"head": "pair_regression"},
+            "tensor classifier.weight has 288 bytes, wanted 384",
+        ),
+        ({"head": "pair_classification", "type_vocab_size": 1}, "type_vocab_size is 1, wanted 2 to"),
         ({"head": "none"}, r"there are \d+ tensors, wanted"),
     ],
 )

@@ -1,0 +1,58 @@
+"""Pairs of texts for a bi-encoder: each text is encoded by itself, and a head sees what the two vectors say.
+
+Where one sequence holds both texts (a cross-encoder, BERT's way), [CLS] must find by attention what they have in
+common, and 1-bit attention learns that slowly. Vectors of single texts are what pretraining has made already.
+"""
+
+import torch
+from torch import Tensor
+
+from bitbert.errors import UserError
+
+
+def split_pairs(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Pairs ``[CLS] a [SEP] b [SEP]`` as twice as many texts: all ``[CLS] a [SEP]``, then all ``[CLS] b [SEP]``.
+
+    Args:
+        input_ids, attention_mask, token_type_ids: (batch, positions), padded on the right; types are 0 and then 1.
+
+    Returns:
+        ids and mask, (2 batch, longest text), int64; padding has id 0.
+
+    Raises:
+        UserError: a row has one text only.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+    second = torch.zeros_like(mask) if token_type_ids is None else (token_type_ids > 0).to(mask.dtype) * mask
+    before = second.argmax(dim=1, keepdim=True)  # tokens of the first text; 0 where there is no second
+    if (before == 0).any():
+        raise UserError(
+            "a row without a second text, wanted token_type_ids 0 and then 1: this model (pairs bi_encoder) compares "
+            "two texts"
+        )
+    after = mask.sum(dim=1, keepdim=True) - before + 1  # tokens of the second text, with the [CLS] it is given
+    place = torch.arange(int(torch.cat([before, after]).max()), device=input_ids.device)
+    masks = [(place < before).to(mask.dtype), (place < after).to(mask.dtype)]
+    shifted = (before - 1 + place).clamp(max=input_ids.shape[1] - 1)
+    first_ids, second_ids = input_ids[:, : len(place)], input_ids.gather(1, shifted)
+    second_ids = torch.cat([input_ids[:, :1], second_ids[:, 1:]], dim=1)
+    mask = torch.cat(masks)
+    return torch.cat([first_ids, second_ids]) * mask, mask
+
+
+def pair_features(states: Tensor, mask: Tensor, eps: float) -> Tensor:
+    """What the head sees of the texts of :func:`split_pairs`: [u, v, |u - v|, u v], (batch, 4 hidden).
+
+    u = m / sqrt(mean(m^2) + eps) of the first text's mean state m, v of the second's: their size says nothing, and
+    sum(u v) / hidden is the cosine.
+
+    Args:
+        states: (2 batch, positions, hidden), the last layer's.
+        mask: (2 batch, positions).
+    """
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    mean = (states * weights).sum(dim=1) / weights.sum(dim=1)
+    u, v = (mean * (mean.square().mean(dim=-1, keepdim=True) + eps).rsqrt()).chunk(2)
+    return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
