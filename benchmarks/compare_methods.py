@@ -4,7 +4,8 @@ Full precision, the baseline, BiT, BiBERT, BiPFT-A and BiPFT-B start from the sa
 rows with the same schedule, batches, dropout and number of epochs, and differ in what the method is. Learning rates
 come from one list for all: each method takes the one that is best on rows held out of one task's training set. Scores
 are of the last epoch on dev, so nothing is chosen by them. BiPFT is first pretrained for --pretrain-steps; BiT and
-BiBERT learn from the full-precision model of the task. --model adds a row for a model that comes pretrained.
+BiBERT learn from the full-precision model of the task. --model adds a row for a model that comes pretrained. --apart
+adds rows for the methods that need no teacher with the texts of pairs encoded apart.
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again, with further
 methods, tasks, seeds or rates or another --model if you like. All methods run with the first seed, then with the next.
@@ -33,6 +34,7 @@ from compare_plan import (
     Job,
     data_config,
     method_config,
+    plan_apart,
     plan_jobs,
     pretrain_config,
 )
@@ -59,6 +61,7 @@ class Comparison:
         self._check_settings()
         tasks = read_glue_tasks(find_tasks(",".join(budget.tasks)), Path(budget.glue_dir))
         self.caveats = {task.name: list(task.caveats) for task in tasks}
+        self.has_pairs = {task.name: task.train.second_texts is not None for task in tasks}
         for task in tasks:
             limit = budget.max_train_rows.get(task.name)
             if limit is not None and limit < len(task.train):
@@ -78,6 +81,13 @@ class Comparison:
             for seed in self.budget.seeds
             for task in self.budget.tasks
             for group in plan_jobs(self.budget)
+        ]
+        jobs += [
+            Job(group, task, seed, self.rates, apart=True)
+            for seed in self.budget.seeds
+            for task in self.budget.tasks
+            for group in plan_apart(self.budget)
+            if self.budget.apart and self.has_pairs[task]
         ]
         with ThreadPoolExecutor(self.num_workers) as pool:
             for future in [pool.submit(self._finetune_and_record, job) for job in jobs]:
@@ -148,7 +158,12 @@ class Comparison:
             if before.get(method, rate) == rate:
                 continue
             stages = STAGES.get(method, (method,))
-            held = [str(folder) for stage in stages for folder in sorted(self.work.glob(f"finetune/*/*/{stage}"))]
+            held = [
+                str(folder)
+                for stage in stages
+                for kind in ("finetune", "apart")
+                for folder in sorted(self.work.glob(f"{kind}/*/*/{stage}"))
+            ]
             if held:
                 raise UserError(
                     f"{method} is best at {rate:g} among these --learning-rates and has results at {before[method]:g}; "
@@ -163,6 +178,7 @@ class Comparison:
             packed = result["not_packed"] is None
             row = {
                 "method": method,
+                "apart": job.apart,
                 "task": job.task,
                 "seed": job.seed,
                 "score": published_number(job.task, scores) / 100,
@@ -178,12 +194,13 @@ class Comparison:
 
     def _finetune(self, job: Job) -> dict[str, dict[str, Any]]:
         """Run a job's stages, unless they are done, and read their results, by method."""
-        output = self.work / ("finetune" if job.search is None else f"search/{job.search:g}") / self._folder(job.group)
+        kind = "apart" if job.apart else "finetune" if job.search is None else f"search/{job.search:g}"
+        output = self.work / kind / self._folder(job.group)
         files = {
             method: output / job.task / method / f"seed-{job.seed}" / "result.json" for method in job.group.methods
         }
         if not all(file.is_file() for file in files.values()):
-            name = f"{output.parent.name}-{output.name}-{job.task}-{job.seed}"
+            name = f"{kind.replace('/', '-')}-{output.name}-{job.task}-{job.seed}"
             start = self._start(job.group)
             config = self._save(method_config(self.budget, job), name)
             arguments = ("--config", config, "--task", job.task, "--glue-dir", self.budget.glue_dir)
@@ -232,7 +249,7 @@ class Comparison:
 
     def _write(self, *, complete: bool) -> None:
         order = {method: place for place, method in enumerate(ALL)}
-        rows = sorted(self._rows, key=lambda row: (order[row["method"]], row["task"], row["seed"]))
+        rows = sorted(self._rows, key=lambda row: (order[row["method"]], row["apart"], row["task"], row["seed"]))
         found = {
             "settings": self.budget.describe(),
             "learning_rates": self.rates,

@@ -16,9 +16,11 @@ STAGES = {"full-precision": ("full-precision", "bit-w1a2", "bit", "bibert"), "bi
 GIVEN = "bitbert"
 """The method of ``--model``, which comes pretrained."""
 ALL = (*METHODS, GIVEN)
+TEACHERLESS = ("baseline", *PRETRAINED, GIVEN)
+"""Methods that can encode the texts of a pair apart: teachers answer both in one sequence."""
 _AT_THE_END = 10**9
 """No training has as many steps; the last one is always evaluated."""
-_GROWING = ("methods", "tasks", "seeds", "model", "learning_rates")
+_GROWING = ("methods", "tasks", "seeds", "model", "learning_rates", "apart")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Budget:
         epochs, max_length: by task; ``""`` is the value of tasks that are not named.
         max_train_rows: by task; tasks that are not named use all rows.
         learning_rates: what each method chooses from, on ``rate_task``.
+        apart: whether tasks of pairs are trained a second time with their texts encoded apart.
     """
 
     teacher: str
@@ -50,6 +53,7 @@ class Budget:
     pretrain_max_length: int
     pretrain_learning_rate: float
     model: str | None
+    apart: bool
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -84,6 +88,11 @@ class Budget:
         add("--pretrain-batch-size", type=int, default=32)
         add("--pretrain-max-length", type=int, default=64)
         add("--pretrain-learning-rate", type=float, default=2e-3)
+        add(
+            "--apart",
+            action="store_true",
+            help="further rows: pairs of texts encoded apart, where no teacher is needed",
+        )
         add("--model", help="a further row, bitbert: a run of bitbert-pretrain, or a packed or released model")
 
     @classmethod
@@ -130,13 +139,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Job:
-    """A group on one task with one seed, and each method's rate; ``search`` is the rate that is tried."""
+    """A group on one task with one seed, and each method's rate.
+
+    Attributes:
+        search: the rate that is tried.
+        apart: whether the texts of pairs are encoded apart.
+    """
 
     group: Group
     task: str
     seed: int
     rates: dict[str, float]
     search: float | None = None
+    apart: bool = False
 
 
 def plan_jobs(budget: Budget, only: tuple[str, ...] = ALL) -> list[Group]:
@@ -151,6 +166,12 @@ def plan_jobs(budget: Budget, only: tuple[str, ...] = ALL) -> list[Group]:
     groups = [Group(name, None, tuple(from_teacher))] if from_teacher else []
     groups += [Group(method, method, (method,)) for method in wanted if method in PRETRAINED]
     return groups + [Group(GIVEN, budget.model, (GIVEN,)) for method in wanted if method == GIVEN]
+
+
+def plan_apart(budget: Budget) -> list[Group]:
+    """The groups whose methods encode texts apart, each for itself."""
+    starts = {"baseline": None, GIVEN: budget.model} | {method: method for method in PRETRAINED}
+    return [Group(method, starts[method], (method,)) for method in TEACHERLESS if method in budget.methods]
 
 
 def method_config(budget: Budget, job: Job) -> dict[str, Any]:
@@ -183,6 +204,7 @@ def method_config(budget: Budget, job: Job) -> dict[str, Any]:
 def _recipe(budget: Budget, job: Job, rate: float) -> dict[str, Any]:
     return {
         "learning_rate": rate,
+        "pairs": "bi_encoder" if job.apart else "cross_encoder",
         "epochs": budget.epochs.get(job.task, budget.epochs[""]),
         "max_length": budget.max_length.get(job.task, budget.max_length[""]),
         "max_train_rows": budget.max_train_rows.get(job.task),

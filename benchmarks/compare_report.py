@@ -13,7 +13,8 @@ from bitbert.finetune.statistics import mean_and_deviation
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line a method, a column a task: mean score x 100 +- sample standard deviation over seeds.
 
-    The average over tasks is given to methods that have all of them; the share is of the full-precision average.
+    A method whose texts were also encoded apart has a second line; tasks of single texts are the same in both. The
+    average over tasks is given to lines that have all of them; the share is of the full-precision average.
     """
     tasks = sorted({row["task"] for row in rows})
     whole = average([row for row in rows if row["method"] == ALL[0]], tasks)
@@ -21,20 +22,32 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| method | pretraining tokens | MiB | learning rate | " + " | ".join(tasks) + " | average | share |",
         "| --- | ---: | ---: | ---: |" + " ---: |" * (len(tasks) + 2),
     ]
-    for method in ALL:
-        found = [row for row in rows if row["method"] == method]
-        if not found:
-            continue
+    for name, found in lines_of(rows).items():
         first = found[0]
         size = (first["packed_bytes"] or first["float_bytes"]) / 2**20
         mean = average(found, tasks)
         tokens = "unknown" if first["pretraining_tokens"] is None else f"{first['pretraining_tokens']:,}"
-        cells = [method, tokens, f"{size:.1f}", f"{first['learning_rate']:g}"]
+        cells = [name, tokens, f"{size:.1f}", f"{first['learning_rate']:g}"]
         cells += [mean_and_deviation([100 * row["score"] for row in found if row["task"] == task]) for task in tasks]
         cells.append("" if mean is None else f"{100 * mean:.1f}")
         cells.append("" if mean is None or not whole else f"{100 * mean / whole:.0f} %")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def lines_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each line by its name, in the order of the table."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for method in ALL:
+        of_method = [row for row in rows if row["method"] == method]
+        apart = [row for row in of_method if row["apart"]]
+        together = [row for row in of_method if not row["apart"]]
+        pairs = {row["task"] for row in apart}
+        if together:
+            found[method] = together
+        if apart:
+            found[f"{method}, apart"] = [row for row in together if row["task"] not in pairs] + apart
+    return found
 
 
 def average(rows: list[dict[str, Any]], tasks: list[str]) -> float | None:
@@ -51,14 +64,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     tasks = sorted({row["task"] for row in rows})
-    methods = [method for method in ALL if any(row["method"] == method for row in rows)]
-    figure, axes = pyplot.subplots(figsize=(1.5 + 1.5 * len(tasks), 3.5), layout="constrained")
-    for place, method in enumerate(methods):
-        scores = [
-            [100 * row["score"] for row in rows if (row["method"], row["task"]) == (method, task)] for task in tasks
-        ]
-        centers = np.arange(len(tasks)) + (place - (len(methods) - 1) / 2) * 0.8 / len(methods)
-        axes.bar(centers, [np.mean(found) if found else 0 for found in scores], 0.8 / len(methods), label=method)
+    lines = lines_of(rows)
+    figure, axes = pyplot.subplots(figsize=(1.5 + 0.22 * len(lines) * len(tasks), 3.5), layout="constrained")
+    for place, (name, of_line) in enumerate(lines.items()):
+        scores = [[100 * row["score"] for row in of_line if row["task"] == task] for task in tasks]
+        centers = np.arange(len(tasks)) + (place - (len(lines) - 1) / 2) * 0.8 / len(lines)
+        axes.bar(centers, [np.mean(found) if found else 0 for found in scores], 0.8 / len(lines), label=name)
         for center, found in zip(centers, scores, strict=True):
             axes.plot([center] * len(found), found, "k.", markersize=3)
     axes.set_xticks(range(len(tasks)), tasks)

@@ -111,7 +111,7 @@ def _change(lines: list[dict[str, Any]], name: str, form: str) -> str:
 def _loads_torch(model: Path) -> str:
     """Whether a process that answers has torch in it, asked of such a process."""
     code = (
-        f"import sys; from bitbert.runtime import Runtime; Runtime.load({str(model)!r}).classify(['a']); "
+        f"import sys; from bitbert.runtime import Runtime; Runtime.load({str(model)!r}).classify([('a', 'b')]); "
         "print('yes' if 'torch' in sys.modules else 'no')"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_jobs, pretrain_config
+from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_apart, plan_jobs, pretrain_config
 from bitbert.config import check_config
 from bitbert.data_prep import __main__ as data_prep
 from bitbert.errors import UserError
@@ -62,6 +63,20 @@ def test_methods_differ_in_nothing_but_the_method() -> None:
     assert method_config(budget(), searched)["stages"]["bibert"]["recipe"]["selection"] == "train_split"
 
 
+def test_texts_are_encoded_apart_where_no_teacher_is_needed() -> None:
+    groups = plan_apart(budget(model="bitbert-l6-h384"))
+    starts = [("baseline", None), ("bipft-a", "bipft-a"), ("bipft-b", "bipft-b"), ("bitbert", "bitbert-l6-h384")]
+    assert groups == [Group(method, start, (method,)) for method, start in starts]
+    assert plan_apart(budget(methods=("bit", "full-precision"))) == []
+    for group in groups:
+        job = Job(group, "rte", 1, dict.fromkeys((*METHODS, "bitbert"), 3e-4), apart=True)
+        together, apart = (
+            check_config(MethodConfig, method_config(budget(), each), "plan").recipe_of(group.name)
+            for each in (replace(job, apart=False), job)
+        )
+        assert apart == together.model_copy(update={"pairs": "bi_encoder"})
+
+
 def test_both_variants_are_pretrained_alike() -> None:
     configs = [pretrain_config(budget(), method, Path("shards"), Path("run")) for method in ("bipft-a", "bipft-b")]
     for config in configs:
@@ -76,7 +91,7 @@ def test_the_table_has_means_deviations_and_shares(monkeypatch: pytest.MonkeyPat
     def row(method: str, task: str, seed: int, score: float) -> dict[str, Any]:
         packed = None if method == "full-precision" else 4 * 2**20
         known = {"pretraining_tokens": 0, "learning_rate": 2e-4, "packed_bytes": packed, "float_bytes": 80 * 2**20}
-        return {"method": method, "task": task, "seed": seed, "score": score, **known}
+        return {"method": method, "apart": False, "task": task, "seed": seed, "score": score, **known}
 
     scores = {"full-precision": (0.9, 0.8, 0.95), "baseline": (0.6, 0.5, 0.3)}
     rows = []
@@ -87,6 +102,10 @@ def test_the_table_has_means_deviations_and_shares(monkeypatch: pytest.MonkeyPat
     assert baseline == "| baseline | 0 | 4.0 | 0.0002 | 30.0 | 55.0 ± 7.1 | 42.5 | 47 % |"
     *_, partial = table(rows[:-1]).splitlines()
     assert partial == "| baseline | 0 | 4.0 | 0.0002 |  | 55.0 ± 7.1 |  |  |"
+    apart = row("baseline", "rte", 0, 0.7) | {"apart": True}
+    *_, together, line = table([*rows, apart]).splitlines()
+    assert together == baseline
+    assert line == "| baseline, apart | 0 | 4.0 | 0.0002 | 30.0 | 70.0 | 50.0 | 56 % |"  # cola is the same in both
 
 
 def test_wrong_names_are_refused() -> None:
@@ -203,6 +222,17 @@ def test_a_tiny_comparison_ends_in_its_table(
     assert json.loads((tmp_path / "again.json").read_text()) == found
     with pytest.raises(UserError, match=r"holds a comparison with batch_size=32, not 8; choose another --work"):
         Comparison(budget(**tiny | {"batch_size": 8}), tmp_path / "work", tmp_path / "again.json", 1)
+
+    monkeypatch.setattr(Comparison, "_command", command_here)
+    Comparison(budget(**tiny | {"apart": True, "tasks": ("rte", "sst2")}), tmp_path / "work", tmp_path / "c", 1).run()
+    rows = json.loads((tmp_path / "c").read_text())["rows"]
+    assert [(row["method"], row["apart"], row["task"]) for row in rows] == [
+        (method, *rest)
+        for method in ("baseline", "bipft-a", "bitbert")
+        for rest in ((False, "rte"), (False, "sst2"), (True, "rte"))
+    ]
+    assert "| bipft-a, apart | " in (tmp_path / "c.md").read_text()
+    monkeypatch.setattr(Comparison, "_command", command)
 
     more = Comparison(budget(**tiny | {"seeds": (0, 1)}), tmp_path / "work", tmp_path / "again.json", 1)
     with pytest.raises(AssertionError, match="method runs again"):

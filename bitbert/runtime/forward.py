@@ -14,6 +14,7 @@ from bitbert.packed import PackedConfig, PackedModel, load_packed
 from bitbert.runtime.bitops import ISA_VARIABLE, NUMPY, choose_isa
 from bitbert.runtime.elementwise import softmax
 from bitbert.runtime.native import NativeModel
+from bitbert.runtime.pairs import pair_features
 
 if TYPE_CHECKING:
     from bitbert.runtime.reference import ReferenceModel
@@ -73,6 +74,8 @@ class Runtime:
                 stacklevel=2,
             )
         self._model = _build(model, dtype, chosen)
+        parts = ("classifier.weight", "classifier.bias") if self.config.compares_texts else ()
+        self._pair_head = [model.tensors[part].astype(np.float32) for part in parts]
         self._model.set_threads(num_threads)
 
     @classmethod
@@ -129,6 +132,29 @@ class Runtime:
             for states in np.split(self._run(batch, "last"), ends[:-1]):
                 vectors.append(states.mean(axis=0) if pooling == "mean" else states[0])
         return np.stack(vectors) if vectors else np.empty((0, self.config.hidden_size), np.float32)
+
+    def compare(self, first: np.ndarray, second: np.ndarray) -> list[Prediction]:
+        """As :meth:`classify`, of pairs whose texts :meth:`encode` has turned into vectors (``pooling="mean"``).
+
+        A text need be encoded once, however many others it is compared with.
+
+        Args:
+            first, second: (pairs, hidden) each; row i of both is pair i.
+
+        Raises:
+            UserError: the checkpoint's head is not for texts that are encoded apart, or the shapes are others.
+        """
+        if not self.config.compares_texts:
+            raise UserError(
+                f"this checkpoint has head {self.config.head!r}, wanted one for pairs; finetune with pairs=bi_encoder"
+            )
+        if first.shape != second.shape or first.shape[1:] != (self.config.hidden_size,):
+            raise UserError(
+                f"vectors of shapes {first.shape} and {second.shape}, wanted (pairs, {self.config.hidden_size}) twice"
+            )
+        weight, bias = self._pair_head
+        seen = pair_features(first.astype(np.float32), second.astype(np.float32), self.config.layer_norm_eps)
+        return [self._predict(logits) for logits in seen @ weight.T + bias]
 
     def logits(self, input_ids: Sequence[int], token_type_ids: Sequence[int]) -> np.ndarray:
         """Head output of one sequence with [CLS] and [SEP] in place: (num_outputs,).

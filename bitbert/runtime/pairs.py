@@ -20,10 +20,12 @@ def split_pair(ids: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def pair_features(first: np.ndarray, second: np.ndarray, eps: float) -> np.ndarray:
-    """What the head sees of the token states (n, hidden) of both texts: (4 hidden,).
+    """What the head sees of the mean states of the first and second texts, (pairs, hidden) each: (pairs, 4 hidden).
 
-    [u, v, |u - v|, u v] with u = m / sqrt(mean(m^2) + eps) of the first text's mean state m, and v of the second's.
+    [u, v, |u - v|, u v] with u = m / sqrt(mean(m^2) + eps) of a first text's mean m, and v of the second's.
     """
-    means = [states.mean(axis=0) for states in (first, second)]
-    u, v = (mean / np.sqrt((mean * mean).mean() + mean.dtype.type(eps)) for mean in means)
-    return np.concatenate([u, v, abs(u - v), u * v])
+    u, v = (
+        means / np.sqrt((means * means).mean(axis=1, keepdims=True) + means.dtype.type(eps))
+        for means in (first, second)
+    )
+    return np.concatenate([u, v, abs(u - v), u * v], axis=1)

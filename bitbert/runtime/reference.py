@@ -73,7 +73,7 @@ class ReferenceModel:
             raise UserError("this checkpoint has no head and gives no logits; ask for pooled or last")
         states, pooled = [], []
         for ids, types in zip(input_ids, token_type_ids, strict=True):
-            of_sequence = self._states(np.asarray(ids, dtype=np.int64), np.asarray(types, dtype=np.int64))
+            of_sequence = self._states(*_arrays(ids, types))
             states.append(np.stack(of_sequence))
             pooled.append(self._pool(of_sequence[-1][:1]))
         joined, stacked = np.concatenate(states, axis=1), np.stack(pooled)
@@ -81,15 +81,16 @@ class ReferenceModel:
         if "logits" in wanted:
             seen = stacked
             if self.config.compares_texts:
-                seen = np.stack([self._compare(*pair) for pair in zip(input_ids, token_type_ids, strict=True)])
+                pairs = [split_pair(*_arrays(*pair)) for pair in zip(input_ids, token_type_ids, strict=True)]
+                first, second = (np.stack([self._mean(pair[place]) for pair in pairs]) for place in (0, 1))
+                seen = pair_features(first, second, self.config.layer_norm_eps)
             head = "nsp_head" if self.config.head == "nsp" else "classifier"
             found["logits"] = seen @ self._floats[f"{head}.weight"].T + self._floats[f"{head}.bias"]
         return {name: found[name] for name in wanted}
 
-    def _compare(self, ids: Any, types: Any) -> np.ndarray:
-        texts = split_pair(np.asarray(ids, dtype=np.int64), np.asarray(types, dtype=np.int64))
-        first, second = (self._states(text, np.zeros_like(text))[-1] for text in texts)
-        return pair_features(first, second, self.config.layer_norm_eps)
+    def _mean(self, ids: np.ndarray) -> np.ndarray:
+        mean: np.ndarray = self._states(ids, np.zeros_like(ids))[-1].mean(axis=0)
+        return mean
 
     def _states(self, ids: np.ndarray, types: np.ndarray) -> list[np.ndarray]:
         config = self.config
@@ -183,3 +184,7 @@ class ReferenceModel:
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return layer_norm(x, self._floats[f"{name}.weight"], self._floats[f"{name}.bias"], self.config.layer_norm_eps)
+
+
+def _arrays(ids: Any, types: Any) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(ids, dtype=np.int64), np.asarray(types, dtype=np.int64)

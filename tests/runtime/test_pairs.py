@@ -42,6 +42,10 @@ def test_logits_are_those_of_the_texts_own_vectors(packed: PackedModel, num_thre
     expected = packed.tensors["classifier.weight"] @ seen + packed.tensors["classifier.bias"]
     (prediction,) = runtime.classify([TEXTS])
     np.testing.assert_allclose(prediction.logits, expected, atol=2e-5)
+    (same, turned) = runtime.compare(np.stack([first, second]), np.stack([second, first]))
+    np.testing.assert_allclose(same.logits, expected, atol=2e-5)
+    assert same.label == prediction.label
+    np.testing.assert_allclose(turned.logits, runtime.classify([TEXTS[::-1]])[0].logits, atol=2e-5)
 
 
 def test_neither_the_batch_nor_other_outputs_change_an_answer(packed: PackedModel) -> None:
@@ -78,6 +82,16 @@ def test_a_single_text_is_refused_before_any_is_answered(packed: PackedModel) ->
     with pytest.raises(UserError, match=r"text 'The king\.' is alone, and this checkpoint compares two texts"):
         Runtime(packed).classify([TEXTS, "The king."])
     assert Runtime(packed).encode(["The king."]).shape == (1, packed.config.hidden_size)
+
+
+def test_vectors_that_are_none_and_other_heads_are_refused(packed: PackedModel, make_packed: MakePacked) -> None:
+    hidden = packed.config.hidden_size
+    for first, second in (((2, hidden), (1, hidden)), ((2, hidden + 1),) * 2, ((hidden,),) * 2):
+        with pytest.raises(UserError, match=rf"vectors of shapes .*, wanted \(pairs, {hidden}\) twice"):
+            Runtime(packed).compare(np.zeros(first), np.zeros(second))
+    _, other = make_packed("bitbert", num_labels=3)
+    with pytest.raises(UserError, match="has head 'classification', wanted one for pairs; finetune with pairs=bi_enc"):
+        Runtime(other).compare(np.zeros((1, 32)), np.zeros((1, 32)))
 
 
 def test_the_c_loader_opens_the_file(packed: PackedModel, tmp_path, make_packed: MakePacked) -> None:
