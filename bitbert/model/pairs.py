@@ -19,24 +19,27 @@ def split_pairs(
         input_ids, attention_mask, token_type_ids: (batch, positions), padded on the right; types are 0 and then 1.
 
     Returns:
-        ids and mask, (2 batch, longest text), int64; padding has id 0.
+        ids and mask, (2 batch, longest text), int64; padding has id 0. In a traced or exported graph, which serves
+        other batches too, the longest text counts as long as the pairs are, and nothing is checked.
 
     Raises:
         UserError: a row has one text only.
     """
+    is_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
     second = torch.zeros_like(mask) if token_type_ids is None else (token_type_ids > 0).to(mask.dtype) * mask
     before = second.argmax(dim=1, keepdim=True)  # tokens of the first text; 0 where there is no second
-    if (before == 0).any():
+    if not is_graph and (before == 0).any():
         raise UserError(
             "a row without a second text, wanted token_type_ids 0 and then 1: this model (pairs bi_encoder) compares "
             "two texts"
         )
     after = mask.sum(dim=1, keepdim=True) - before + 1  # tokens of the second text, with the [CLS] it is given
-    place = torch.arange(int(torch.cat([before, after]).max()), device=input_ids.device)
+    longest = input_ids.shape[1] if is_graph else int(torch.cat([before, after]).max())
+    place = torch.arange(longest, device=input_ids.device)
     masks = [(place < before).to(mask.dtype), (place < after).to(mask.dtype)]
     shifted = (before - 1 + place).clamp(max=input_ids.shape[1] - 1)
-    first_ids, second_ids = input_ids[:, : len(place)], input_ids.gather(1, shifted)
+    first_ids, second_ids = input_ids[:, :longest], input_ids.gather(1, shifted)
     second_ids = torch.cat([input_ids[:, :1], second_ids[:, 1:]], dim=1)
     mask = torch.cat(masks)
     return torch.cat([first_ids, second_ids]) * mask, mask

@@ -83,6 +83,21 @@ def test_both_texts_and_the_head_learn() -> None:
     assert (model.classifier.weight.grad.view(2, 4, -1).abs().sum(dim=(0, 2)) > 0).all()
 
 
+def test_a_graph_serves_texts_of_other_lengths() -> None:
+    """What was longest while the graph was made must not cut what comes later."""
+    model = tiny_model("bitbert", "BitBertForSequenceClassification", vocab_size=40, num_labels=2, pairs="bi_encoder")
+    ids = torch.randint(5, 40, (2, 14))
+    mask = torch.ones_like(ids)
+    even, skewed = ((torch.arange(14) >= torch.tensor(firsts)[:, None]).long() for firsts in ((7, 7), (2, 12)))
+    traced = torch.jit.trace(model, (ids, mask, even), strict=False)
+    exported = torch.export.export(model, (ids, mask, even)).module()
+    with torch.no_grad():
+        expected = model(ids, mask, skewed).logits
+        for graph in (traced, exported):
+            found = graph(ids, mask, skewed)
+            torch.testing.assert_close(found["logits"] if isinstance(found, dict) else found.logits, expected)
+
+
 def test_pipelines_and_automatic_classes_know_it(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     model = tiny_model(
         "bitbert",
