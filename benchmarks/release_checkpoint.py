@@ -32,7 +32,16 @@ from bitbert.shards import read_manifest
 
 _NAME = re.compile(r"bitbert-[a-z0-9][a-z0-9.-]*")
 _NOT_THE_RECIPE = {"output", "data", "tokenizer", "teacher", "tracking", "device"}
-_FINETUNING_KEYS = ("learning_rate", "epochs", "batch_size", "max_length", "optimizer", "schedule", "selection")
+_FINETUNING_KEYS = (
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "max_length",
+    "optimizer",
+    "schedule",
+    "selection",
+    "pairs",
+)
 
 
 def write_card(
@@ -59,7 +68,7 @@ def write_card(
         UserError: shards are missing, or ``training`` is not a pretraining's.
     """
     config = check_config(PretrainConfig, training["config"], TRAINING_FILE)
-    task = packed.head in ("classification", "regression")
+    task = packed.head not in ("none", "nsp")
     parts = [
         f"# {name}",
         f"A 1-bit BERT{' for one task' if task else ''} in BitBERT's packed format: weights, word table and "
@@ -80,14 +89,17 @@ def write_card(
 
 
 def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
-    second = ' "the text after it?"' if packed.head == "nsp" else ""
+    second = ' "the text after it?"' if packed.head == "nsp" else ' "another text"' if packed.compares_texts else ""
     lines = [f'    bitbert-predict {name} "a text"{second}']
     if packed.head == "nsp":
         lines.append(f"    bitbert-finetune {name} --task sst2 --glue-dir GLUE --output runs/sst2")
-    answer = {
-        "classification": f'classify(["a text"])[0].label  # {" or ".join(packed.labels)}',
-        "regression": 'classify(["a text"])[0].score',
-    }.get(packed.head, f'encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states')
+    asked = '("a text", "another text")' if packed.compares_texts else '"a text"'
+    if packed.head in ("none", "nsp"):
+        answer = f'encode(["a text"])  # float32 (1, {packed.hidden_size}), mean of its token states'
+    elif packed.labels:
+        answer = f"classify([{asked}])[0].label  # {' or '.join(packed.labels)}"
+    else:
+        answer = f"classify([{asked}])[0].score"
     lines += ["", "    from bitbert.runtime import Runtime", f'    Runtime.load("{name}").{answer}']
     notes = ["The hashes in SHA256SUMS are checked at every load."]
     if tokenizer is not None:
@@ -133,7 +145,7 @@ def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: dict[st
     for name, task in _tasks(finetuned).items():
         parts += [
             f"Finetuned on {name} by `bitbert-finetune`, without a teacher:",
-            _indented({key: task["config"][key] for key in _FINETUNING_KEYS}),
+            _indented({key: task["config"][key] for key in _FINETUNING_KEYS if key in task["config"]}),
         ]
     return "\n\n".join(parts)
 
@@ -160,7 +172,9 @@ def _limits(packed: PackedConfig, task: bool) -> str:
         "It has learnt what its text and its teacher say, errors and prejudices included; nothing was removed.",
     ]
     if task:
-        lines.append("It knows the labels of its task alone, and answers every text with one of them or with a score.")
+        asked = "pair of texts" if packed.compares_texts else "text"
+        answer = "one of its labels" if packed.labels else "a score"
+        lines.append(f"It knows its task alone, and answers every {asked} with {answer}.")
     else:
         lines.append("The masked-LM head is not part of the packed format: it encodes, and is there to be finetuned.")
     return _bullets(lines)

@@ -98,6 +98,26 @@ def test_a_release_has_its_card_and_loads_by_name(
     assert "Nothing is downloaded." in card
 
 
+def test_the_card_of_a_model_for_pairs(
+    packed_model: Path,  # noqa: F811
+    pair_task,  # noqa: F811
+    run: Path,
+    tmp_path: Path,
+) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 1, "max_train_rows": 16, "pairs": "bi_encoder"})
+    run_plan(open_source(str(packed_model), None), [pair_task], recipe, [0], tmp_path / "task", model_name="x")
+    options = {"teacher_license": "MIT", "results": tmp_path / "task" / "results.json"}
+    folder = release(tmp_path / "task" / "seed-0" / "packed", "bitbert-pairs", run, tmp_path / "c", **options)
+    card = (folder / "README.md").read_text()
+    for expected in (
+        'bitbert-predict bitbert-pairs "a text" "another text"',
+        '.classify([("a text", "another text")])[0].label  # different or same',
+        "pairs: bi_encoder",
+        "answers every pair of texts with one of its labels.",
+    ):
+        assert expected in card
+
+
 def test_a_vocabulary_of_others_is_named_and_not_copied(run: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(MINILM)
     packed = pack_model(tiny_model("bipft-b", vocab_size=tokenizer.vocab_size), tokenizer, max_length=32)
