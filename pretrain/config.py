@@ -64,6 +64,9 @@ class LossSection(FrozenConfig):
             "teacher's state over its units, so that every layer and token counts alike"
         ),
     ] = "absolute"
+    sentence: Annotated[
+        float, Field(ge=0, description="1 - cosine of each text's mean state of the last layer with the teacher's")
+    ] = 0.0
     nsp_distillation: Annotated[float, Field(ge=0, description="soft cross-entropy with the teacher's NSP logits")] = (
         1.0
     )
@@ -86,7 +89,8 @@ class LossSection(FrozenConfig):
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Self:
-        if not any((self.mlm, self.nsp, self.hidden, self.nsp_distillation, self.mlm_distillation, self.relations)):
+        of_states = (self.hidden, self.sentence, self.relations)
+        if not any((self.mlm, self.nsp, self.nsp_distillation, self.mlm_distillation, *of_states)):
             raise ValueError("all weights are 0, so there is nothing to train; give a term one, e.g. mlm: 1")
         return self
 

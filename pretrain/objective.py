@@ -1,7 +1,7 @@
 """The pretraining loss: MLM + NSP on the labels, hidden states and logits from the teacher.
 
     L = w_mlm CE(mlm) + w_nsp CE(nsp) + w_hidden L_hidden + w_nsp_distillation L_nsp + w_mlm_distillation L_mlm
-        + w_query_relation L_Q + w_key_relation L_K + w_value_relation L_V
+        + w_sentence L_sentence + w_query_relation L_Q + w_key_relation L_K + w_value_relation L_V
 
 Published (arXiv 2312.08937): the first four terms with weight 1. Each term is a sum over this micro-batch divided
 by the count of the whole global batch, so the loss does not depend on how the batch is laid over ranks.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitbert.model.fused import weighted_squares
+from bitbert.model.precision import products_as_they_are
 from bitbert.model.taps import ProjectionTap
 
 from .config import RELATIONS, HiddenUnits, LossSection
@@ -25,6 +26,7 @@ TERMS = (
     "mlm",
     "nsp",
     "hidden",
+    "sentence",
     "nsp_distillation",
     "mlm_distillation",
     *(f"{kind}_relation" for kind in RELATIONS),
@@ -88,6 +90,9 @@ def pretraining_terms(
         terms["hidden"] = hidden_state_loss(
             student.hidden_states, teacher.hidden_states, batch.attention_mask, counts.tokens, config.hidden_units
         )
+    if config.sentence:
+        last = (student.hidden_states[-1], teacher.hidden_states[-1])
+        terms["sentence"] = sentence_loss(*last, batch.attention_mask, batch.token_type_ids) / counts.rows
     if config.nsp_distillation:
         assert teacher.nsp_logits is not None  # Teacher.load refuses a teacher without the head
         # Published as a mean over rows and over the two classes.
@@ -126,6 +131,26 @@ def hidden_state_loss(
         weights = mask if units == "absolute" else mask / theirs.var(-1, correction=0, keepdim=True)
         squares.append(weighted_squares(ours, theirs, weights))
     return torch.stack(squares).sum() / (len(student) * num_tokens * student[0].shape[-1])
+
+
+def sentence_loss(student: Tensor, teacher: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    """Sum over rows of the mean over a row's texts of 1 - cos(u, v): u the mean of the student's states over the text's
+    tokens, v of the teacher's.
+
+    Mean states are what a sentence encoder is asked for. An error that all tokens of a text share weighs little beside
+    their own in :func:`hidden_state_loss`, and is all that is left in the mean.
+
+    Args:
+        student, teacher: (batch, positions, hidden), the last layer's.
+        attention_mask, token_type_ids: (batch, positions); a row has a text of type 0, of type 1, or both.
+    """
+    types = torch.stack([1 - token_type_ids, token_type_ids], dim=1) * attention_mask[:, None]
+    texts = types.to(student.dtype)  # (batch, 2, positions)
+    with products_as_they_are(student.device):
+        u, v = texts @ student, texts @ teacher.to(student.dtype)  # sums have the means' directions
+    present = texts.amax(dim=-1)
+    distances = (1 - nn.functional.cosine_similarity(u, v, dim=-1)) * present
+    return (distances.sum(dim=-1) / present.sum(dim=-1)).sum()
 
 
 def soft_cross_entropy(logits: Tensor, target_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -25,7 +25,7 @@ from bitbert.tokenizer import load_tokenizer
 from tests.conftest import BERT_DAMAGE, MINILM
 
 torch.manual_seed(0)
-LOSS = LossSection(mlm=1, nsp=2, hidden=3, nsp_distillation=4, mlm_distillation=5, temperature=2)
+LOSS = LossSection(mlm=1, nsp=2, hidden=3, nsp_distillation=4, mlm_distillation=5, temperature=2, sentence=6)
 
 
 def example(rows: int = 4) -> tuple[SimpleNamespace, TeacherOutput, Batch]:
@@ -40,10 +40,12 @@ def example(rows: int = 4) -> tuple[SimpleNamespace, TeacherOutput, Batch]:
         hidden_states=states[0],
     )
     teacher = TeacherOutput(states[1], torch.randn(rows, 2), torch.randn(rows, 11))
+    types = torch.zeros_like(mask)
+    types[0, 2:] = types[1, 3:4] = types[2, :] = 1  # rows of two texts, and of one of either type
     batch = Batch(
         torch.zeros_like(mask),
         mask,
-        torch.zeros_like(mask),
+        types,
         positions,
         torch.randint(11, (rows,)),
         torch.randint(2, (rows,)),
@@ -70,9 +72,16 @@ def test_terms_equal_their_formulas() -> None:
         "mlm_distillation": 4
         * -((teacher.mlm_logits / 2).softmax(-1) * (student.prediction_logits / 2).log_softmax(-1)).sum(-1).mean(),
     }
+    texts = [[(0, 2), (2, 6)], [(0, 3), (3, 4)], [(0, 6)], [(0, 6)]]
+    last = (student.hidden_states[-1], teacher.hidden_states[-1])
+    cosines = [
+        [functional.cosine_similarity(*(side[row, begin:end].mean(0) for side in last), dim=0) for begin, end in found]
+        for row, found in enumerate(texts)
+    ]
+    expected["sentence"] = torch.stack([1 - torch.stack(found).mean() for found in cosines]).mean()
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-5), name
-    weights = {"mlm": 1, "nsp": 2, "hidden": 3, "nsp_distillation": 4, "mlm_distillation": 5}
+    weights = {"mlm": 1, "nsp": 2, "hidden": 3, "nsp_distillation": 4, "mlm_distillation": 5, "sentence": 6}
     assert weighted_sum(terms, LOSS).item() == pytest.approx(
         sum(weights[name] * value.item() for name, value in expected.items()), rel=1e-5
     )

@@ -267,7 +267,10 @@ def test_dry_run_checks_and_counts_without_writing(settings: list[str], tmp_path
         ),
         (["teacher={empty}"], "teacher"),
         (["tracking.mlflow_uri=./mlruns"], "use sqlite:///"),
-        (["loss={mlm: 0, nsp: 0, hidden: 0, nsp_distillation: 0, mlm_distillation: 0}"], "loss: all weights"),
+        (
+            ["loss={mlm: 0, nsp: 0, hidden: 0, nsp_distillation: 0, mlm_distillation: 0, sentence: 0}"],
+            "loss: all weights",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_starts(
