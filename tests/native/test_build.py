@@ -7,11 +7,14 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bitbert.packed import PackedModel, load_packed, save_packed
 from bitbert.runtime import Runtime
 from tests.conftest import REPOSITORY
 from tests.golden.make_golden import PACKED
@@ -21,7 +24,7 @@ SOURCES = sorted((NATIVE / "src").glob("*.c"))
 STRICT = ["-std=c11", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-pthread"]
 INCLUDE = [f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}"]
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-FUZZ_SECONDS = 5
+FUZZ_SECONDS = 3
 
 # compiler, extra flags, command that runs the result; those whose tools this machine has are tested.
 TARGETS = {
@@ -61,28 +64,52 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in mains}
 
 
-def answer(program: Path, runner: list[str], ids: list[int], **env: str) -> list[float]:
-    command = [*runner, str(program), str(PACKED), *map(str, ids)]
+@pytest.fixture(scope="module")
+def for_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint with a head for pairs."""
+    model = load_packed(PACKED)
+    weight = np.concatenate([part * model.tensors["classifier.weight"] for part in (1, -2, 3, -4)], axis=1)
+    model = PackedModel(
+        replace(model.config, head="pair_classification"),
+        model.tensors | {"classifier.weight": weight},
+        model.tokenizer,
+    )
+    folder = tmp_path_factory.mktemp("pairs") / "packed"
+    save_packed(folder, model, "# card\n")
+    return folder
+
+
+def answer(program: Path, runner: list[str], ids: list[Any], folder: Path = PACKED, **env: str) -> list[float]:
+    command = [*runner, str(program), str(folder), *map(str, ids)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env})
     assert result.returncode == 0, result.stderr
     return [float(line) for line in result.stdout.split()]
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if has_tools(target)])
-def test_the_example_answers_like_python(tmp_path: Path, target: str) -> None:
+def test_the_example_answers_like_python(tmp_path: Path, target: str, for_pairs: Path) -> None:
     compiler, flags, runner = TARGETS[target]
     program = compile_program(compiler, tmp_path / "answer", NATIVE / "examples" / "answer.c", *flags)
     for ids in ([2, 40, 41, 3], [2, *range(30, 44), 3]):
         expected = Runtime.load(PACKED).logits(ids, [0] * len(ids))
         np.testing.assert_allclose(answer(program, runner, ids), expected, atol=2e-6)
         assert answer(program, runner, ids) == answer(program, runner, ids, BITBERT_ISA="portable")
+    for first, second in (([2, 40, 3], [50, 51, 3]), ([2, 3], [60])):
+        types = [0] * len(first) + [1] * len(second)
+        for folder in (PACKED, for_pairs):
+            expected = Runtime.load(folder).logits(first + second, types)
+            np.testing.assert_allclose(answer(program, runner, [*first, "--", *second], folder), expected, atol=2e-6)
 
 
-def test_the_example_reports_mistakes_in_a_sentence(sanitized: dict[str, Path], tmp_path: Path) -> None:
+def test_the_example_reports_mistakes_in_a_sentence(
+    sanitized: dict[str, Path], tmp_path: Path, for_pairs: Path
+) -> None:
     for arguments, message in (
         ((tmp_path, "5"), "config.json' cannot be read"),
         ((PACKED, "-1"), "token id -1, wanted 0 to"),
         ((PACKED, *(["5"] * 17)), "sequence of 17 tokens, wanted 1 to 16"),
+        ((for_pairs, "5", "6"), "a sequence without a second text, wanted token types 0 and then 1"),
+        ((for_pairs, "--", "6"), "a sequence without a second text"),
     ):
         command = [str(sanitized["answer"]), *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -91,13 +118,19 @@ def test_the_example_reports_mistakes_in_a_sentence(sanitized: dict[str, Path], 
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_sanitizers_see_nothing_in_the_example(sanitized: dict[str, Path]) -> None:
+def test_sanitizers_see_nothing_in_the_example(sanitized: dict[str, Path], for_pairs: Path) -> None:
     for isa in ("", "portable"):
         assert len(answer(sanitized["answer"], [], [2, *range(30, 44), 3], BITBERT_ISA=isa)) == 3
+        for first in (1, 8, 15):
+            ids = [2, *range(30, 45)]
+            found = answer(sanitized["answer"], [], [*ids[:first], "--", *ids[first:]], for_pairs, BITBERT_ISA=isa)
+            assert len(found) == 3
 
 
-def test_fuzzed_files_end_in_sentences(sanitized: dict[str, Path], tmp_path: Path) -> None:
-    config, weights = ((PACKED / name).read_bytes() for name in ("config.json", "model.safetensors"))
+@pytest.mark.parametrize("head", ["classification", "pair_classification"])
+def test_fuzzed_files_end_in_sentences(sanitized: dict[str, Path], tmp_path: Path, head: str, for_pairs: Path) -> None:
+    folder = for_pairs if head == "pair_classification" else PACKED
+    config, weights = ((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
     seed = tmp_path / "seed"
     seed.write_bytes(struct.pack("<I", len(config)) + config + weights)
     command = [str(sanitized["fuzz"]), str(seed), str(FUZZ_SECONDS)]
