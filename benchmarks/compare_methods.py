@@ -5,7 +5,7 @@ rows with the same schedule, batches, dropout and number of epochs, and differ i
 come from one list for all: each method takes the one that is best on rows held out of one task's training set. Scores
 are of the last epoch on dev, so nothing is chosen by them. BiPFT is first pretrained for --pretrain-steps; BiT and
 BiBERT learn from the full-precision model of the task. --model adds a row for a model that comes pretrained. --apart
-adds rows for the methods that need no teacher with the texts of pairs encoded apart.
+adds rows of every method, full precision and teachers included, with the texts of pairs encoded apart.
 
 Everything lies under --work and is skipped when it is done: stop it and start the same command again, with further
 methods, tasks, seeds or rates or another --model if you like. All methods run with the first seed, then with the next.
@@ -34,7 +34,6 @@ from compare_plan import (
     Job,
     data_config,
     method_config,
-    plan_apart,
     plan_jobs,
     pretrain_config,
 )
@@ -77,17 +76,12 @@ class Comparison:
         self._pretrain()
         self._choose_rates()
         jobs = [
-            Job(group, task, seed, {method: self.rates[method] for method in group.methods})
+            Job(group, task, seed, {method: self.rates[method] for method in group.methods}, apart=apart)
+            for apart in ((False, True) if self.budget.apart else (False,))
             for seed in self.budget.seeds
             for task in self.budget.tasks
             for group in plan_jobs(self.budget)
-        ]
-        jobs += [
-            Job(group, task, seed, self.rates, apart=True)
-            for seed in self.budget.seeds
-            for task in self.budget.tasks
-            for group in plan_apart(self.budget)
-            if self.budget.apart and self.has_pairs[task]
+            if self.has_pairs[task] or not apart
         ]
         with ThreadPoolExecutor(self.num_workers) as pool:
             for future in [pool.submit(self._finetune_and_record, job) for job in jobs]:

@@ -16,8 +16,6 @@ STAGES = {"full-precision": ("full-precision", "bit-w1a2", "bit", "bibert"), "bi
 GIVEN = "bitbert"
 """The method of ``--model``, which comes pretrained."""
 ALL = (*METHODS, GIVEN)
-TEACHERLESS = ("baseline", *PRETRAINED, GIVEN)
-"""Methods that can encode the texts of a pair apart: teachers answer both in one sequence."""
 _AT_THE_END = 10**9
 """No training has as many steps; the last one is always evaluated."""
 _GROWING = ("methods", "tasks", "seeds", "model", "learning_rates", "apart")
@@ -91,7 +89,7 @@ class Budget:
         add(
             "--apart",
             action="store_true",
-            help="further rows: pairs of texts encoded apart, where no teacher is needed",
+            help="further rows: pairs of texts encoded apart",
         )
         add("--model", help="a further row, bitbert: a run of bitbert-pretrain, or a packed or released model")
 
@@ -166,12 +164,6 @@ def plan_jobs(budget: Budget, only: tuple[str, ...] = ALL) -> list[Group]:
     groups = [Group(name, None, tuple(from_teacher))] if from_teacher else []
     groups += [Group(method, method, (method,)) for method in wanted if method in PRETRAINED]
     return groups + [Group(GIVEN, budget.model, (GIVEN,)) for method in wanted if method == GIVEN]
-
-
-def plan_apart(budget: Budget) -> list[Group]:
-    """The groups whose methods encode texts apart, each for itself."""
-    starts = {"baseline": None, GIVEN: budget.model} | {method: method for method in PRETRAINED}
-    return [Group(method, starts[method], (method,)) for method in TEACHERLESS if method in budget.methods]
 
 
 def method_config(budget: Budget, job: Job) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, PreTrainedModel
 
 from bitbert.errors import UserError
 from bitbert.model import SHAPE_FIELDS, BitBertConfig, BitBertForSequenceClassification, BitBertPreTrainedModel
@@ -19,6 +19,7 @@ from bitbert.released import find_model
 from bitbert.resources import require_local_or_hub
 from bitbert.tokenizer import load_tokenizer
 
+from .full_precision import FullPrecisionClassifier
 from .head import Head
 from .source import (
     Source,
@@ -58,12 +59,12 @@ class FullPrecisionSource(StageSource):
         return describe_start(self.bert_config, names, self.tokenizer)
 
     def build(self, head: Head[Any], seed: int, dropout: float | None = None) -> Any:
-        """A ``BertForSequenceClassification`` with this encoder."""
+        """A :class:`FullPrecisionClassifier` with this encoder."""
         dropouts = {} if dropout is None else dict.fromkeys(DROPOUT_FIELDS, dropout)
-        labels = {key: value for key, value in head.config_fields().items() if key != "pairs"}  # HF's BERT has one way
+        labels = head.config_fields()
         fields = {key: value for key, value in self.bert_config.to_diff_dict().items() if "label" not in key}
         torch.manual_seed(seed)
-        model = BertForSequenceClassification(BertConfig(**{**fields, **labels, **dropouts}))
+        model = FullPrecisionClassifier(BertConfig(**{**fields, **labels, **dropouts}))
         load_encoder(model, self.tensors, head)
         _load_head(model, self.head_tensors)
         return model
@@ -96,7 +97,7 @@ def open_stage(name: str, stage: StageConfig, start: str) -> Source:
 def load_classifier(folder: Path) -> PreTrainedModel:
     """The classifier that an earlier stage saved, full-precision or binary, in eval mode."""
     is_ours = _is_bitbert(str(folder))
-    model_class: Any = BitBertForSequenceClassification if is_ours else BertForSequenceClassification
+    model_class: Any = BitBertForSequenceClassification if is_ours else FullPrecisionClassifier
     with loading("model", str(folder), "remove the folder of its stage to train it again"):
         model: PreTrainedModel = model_class.from_pretrained(folder, dtype=torch.float32)
     return model.eval()

@@ -60,15 +60,18 @@ class MethodConfig(FrozenConfig):
         return self
 
     @model_validator(mode="after")
-    def _texts_apart_have_no_teacher(self) -> Self:
+    def _teachers_see_pairs_as_students_do(self) -> Self:
         for name, stage in self.stages.items():
-            recipe = self.recipe_of(name)
-            apart = "bi_encoder" in (recipe.pairs, *(section.pairs for section in recipe.tasks.values()))
-            if apart and (stage.teacher is not None or stage.method == FULL_PRECISION):
-                raise ValueError(
-                    f"stage {name!r}: pairs bi_encoder goes with neither a teacher nor full precision, which answer "
-                    "both texts in one sequence; leave it out, or the stage"
-                )
+            if stage.teacher is None:
+                continue
+            ours, theirs = self.recipe_of(name), self.recipe_of(stage.teacher)
+            for task in ("", *ours.tasks, *theirs.tasks):
+                pairs = [recipe.for_task(task, 1).pairs for recipe in (ours, theirs)]
+                if pairs[0] != pairs[1]:
+                    raise ValueError(
+                        f"stage {name!r}: pairs {pairs[0]} with a teacher (stage {stage.teacher!r}) of "
+                        f"pairs {pairs[1]}; give both the same, else their states are of other texts"
+                    )
         return self
 
     def recipe_of(self, name: str) -> FinetuneConfig:

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_apart, plan_jobs, pretrain_config
+from benchmarks.compare_plan import METHODS, Budget, Group, Job, method_config, plan_jobs, pretrain_config
 from bitbert.config import check_config
 from bitbert.data_prep import __main__ as data_prep
 from bitbert.errors import UserError
@@ -63,18 +62,16 @@ def test_methods_differ_in_nothing_but_the_method() -> None:
     assert method_config(budget(), searched)["stages"]["bibert"]["recipe"]["selection"] == "train_split"
 
 
-def test_texts_are_encoded_apart_where_no_teacher_is_needed() -> None:
-    groups = plan_apart(budget(model="bitbert-l6-h384"))
-    starts = [("baseline", None), ("bipft-a", "bipft-a"), ("bipft-b", "bipft-b"), ("bitbert", "bitbert-l6-h384")]
-    assert groups == [Group(method, start, (method,)) for method, start in starts]
-    assert plan_apart(budget(methods=("bit", "full-precision"))) == []
-    for group in groups:
-        job = Job(group, "rte", 1, dict.fromkeys((*METHODS, "bitbert"), 3e-4), apart=True)
-        together, apart = (
-            check_config(MethodConfig, method_config(budget(), each), "plan").recipe_of(group.name)
-            for each in (replace(job, apart=False), job)
-        )
-        assert apart == together.model_copy(update={"pairs": "bi_encoder"})
+def test_texts_apart_are_the_only_difference() -> None:
+    rates = dict.fromkeys((*METHODS, "bitbert"), 3e-4)
+    for group in plan_jobs(budget(model="bitbert-l6-h384")):
+        configs = [
+            check_config(MethodConfig, method_config(budget(), Job(group, "rte", 1, rates, apart=apart)), "plan")
+            for apart in (False, True)
+        ]
+        for name in configs[0].stages:
+            together, apart = (config.recipe_of(name) for config in configs)
+            assert apart == together.model_copy(update={"pairs": "bi_encoder"})
 
 
 def test_both_variants_are_pretrained_alike() -> None:

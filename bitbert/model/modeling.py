@@ -344,14 +344,7 @@ class BitBertForSequenceClassification(_Classifier):
         return self.classify(pair_features(output.last_hidden_state, attention_mask, self.config.layer_norm_eps))
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        problem = self.config.problem_type or ("regression" if self.num_labels == 1 else several)
-        if problem == "single_label_classification":
-            return nn.functional.cross_entropy(logits, labels)
-        labels = labels.to(logits.dtype).view_as(logits)
-        if problem == "regression":
-            return nn.functional.mse_loss(logits, labels)
-        return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        return sequence_loss(self.config, logits, labels)
 
 
 class BitBertForTokenClassification(_Classifier):
@@ -405,6 +398,18 @@ class BitBertForQuestionAnswering(BitBertPreTrainedModel):
             attentions=output.attentions,
         )
         return result if return_dict else result.to_tuple()
+
+
+def sequence_loss(config: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of ``config.problem_type`` on logits (batch, labels): see :class:`BitBertForSequenceClassification`."""
+    several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else several)
+    if problem == "single_label_classification":
+        return nn.functional.cross_entropy(logits, labels)
+    labels = labels.to(logits.dtype).view_as(logits)
+    if problem == "regression":
+        return nn.functional.mse_loss(logits, labels)
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
 
 
 def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,19 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertModel
 
 from bitbert.errors import UserError
 from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.data import TaskData
+from bitbert.finetune.full_precision import FullPrecisionClassifier
 from bitbert.finetune.glue_files import read_glue_tasks
 from bitbert.finetune.run import finetune, run_plan
 from bitbert.finetune.source import open_source
 from bitbert.finetune.stage_run import run_stages
+from bitbert.finetune.stage_source import load_classifier
 from bitbert.finetune.stages import MethodConfig, StageConfig
 from bitbert.finetune.tasks import TASKS
 from bitbert.packed import load_packed
 from bitbert.runtime import Runtime
 from tests.finetune.conftest import RECIPE
+from tests.finetune.test_stages import method as quick_method
 
 APART = RECIPE.model_copy(update={"pairs": "bi_encoder"})
 
@@ -74,8 +79,45 @@ def test_a_stage_without_teacher_has_it_too(pair_task: TaskData, packed_model: P
     assert load_packed(tmp_path / "w1a1" / "seed-0" / "packed").config.head == "pair_classification"
 
 
-@pytest.mark.parametrize("stage", [{"teacher": "first"}, {"method": "full-precision"}])
+@pytest.mark.parametrize("method", ["bit", "bibert"])
+def test_teachers_encode_texts_apart_too(method: str, tiny_teacher: Path, pair_task: TaskData, tmp_path: Path) -> None:
+    config = quick_method(method)
+    config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"pairs": "bi_encoder"})})
+    *_, last = results = run_stages(config, str(tiny_teacher), pair_task, 0, tmp_path)
+    assert last["not_packed"] is None
+    teacher = load_classifier(tmp_path / results[0]["stage"] / "seed-0" / "model")
+    assert isinstance(teacher, FullPrecisionClassifier)
+    assert teacher.config.pairs == "bi_encoder"
+    assert teacher.classifier.weight.shape[1] == 4 * teacher.config.hidden_size
+    assert load_packed(tmp_path / last["stage"] / "seed-0" / "packed").config.head == "pair_classification"
+
+
+def test_a_full_precision_model_of_pairs_is_ours_without_the_bits(tiny_teacher: Path) -> None:
+    bert = BertModel.from_pretrained(tiny_teacher, dtype=torch.float32)
+    fields = {"num_labels": 3, "pairs": "bi_encoder"}
+    model = FullPrecisionClassifier(BertConfig(**{**bert.config.to_diff_dict(), **fields})).eval()
+    model.bert.load_state_dict(bert.state_dict())
+    ids = torch.tensor([[2, 10, 11, 3, 20, 3], [2, 12, 3, 21, 22, 3]])
+    types = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        found = model(input_ids=ids, token_type_ids=types, labels=torch.tensor([0, 2]))
+        means = [
+            [bert(input_ids=torch.tensor([text])).last_hidden_state.mean(dim=1) for text in pair]
+            for pair in ([[2, 10, 11, 3], [2, 20, 3]], [[2, 12, 3], [2, 21, 22, 3]])
+        ]
+        for row, pair in enumerate(means):
+            u, v = (mean / mean.square().mean().sqrt() for mean in pair)
+            expected = model.classifier(torch.cat([u, v, (u - v).abs(), u * v], dim=1))
+            torch.testing.assert_close(found.logits[row : row + 1], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits, torch.tensor([0, 2])))
+
+
 @pytest.mark.parametrize("recipe", [{"pairs": "bi_encoder"}, {"tasks": {"rte": {"pairs": "bi_encoder"}}}])
-def test_teachers_and_full_precision_are_refused(stage: dict, recipe: dict) -> None:
-    with pytest.raises(ValueError, match="stage 'second': pairs bi_encoder goes with neither a teacher nor full"):
-        MethodConfig(stages={"first": {}, "second": {**stage, "recipe": recipe}})
+def test_a_teacher_of_the_other_kind_is_refused(recipe: dict) -> None:
+    stages = {"first": {}, "second": {"teacher": "first", "recipe": recipe}}
+    message = (
+        "stage 'second': pairs bi_encoder with a teacher .stage 'first'. of pairs cross_encoder; give both the same"
+    )
+    with pytest.raises(ValueError, match=message):
+        MethodConfig(stages=stages)
+    MethodConfig(stages=stages, recipe=FinetuneConfig(**recipe))  # both have it then
