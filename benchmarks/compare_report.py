@@ -57,23 +57,37 @@ def average(rows: list[dict[str, Any]], tasks: list[str]) -> float | None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """A group of bars a task, one bar a method: the mean over seeds, and each seed as a point."""
+    """A group of bars a task, one a method: the mean over seeds, and each seed as a point; behind it, wider and pale,
+    what comes of texts encoded apart.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     tasks = sorted({row["task"] for row in rows})
-    lines = lines_of(rows)
-    figure, axes = pyplot.subplots(figsize=(1.5 + 0.22 * len(lines) * len(tasks), 3.5), layout="constrained")
-    for place, (name, of_line) in enumerate(lines.items()):
-        scores = [[100 * row["score"] for row in of_line if row["task"] == task] for task in tasks]
-        centers = np.arange(len(tasks)) + (place - (len(lines) - 1) / 2) * 0.8 / len(lines)
-        axes.bar(centers, [np.mean(found) if found else 0 for found in scores], 0.8 / len(lines), label=name)
-        for center, found in zip(centers, scores, strict=True):
-            axes.plot([center] * len(found), found, "k.", markersize=3)
+    methods = [method for method in ALL if any(row["method"] == method for row in rows)]
+    space = 0.8 / len(methods)
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.9 * len(tasks), 3.5), layout="constrained")
+    for place, method in enumerate(methods):
+        centers = np.arange(len(tasks)) + (place - (len(methods) - 1) / 2) * space
+        for apart in (True, False):
+            found = [row for row in rows if row["method"] == method and row["apart"] == apart]
+            scores = [[100 * row["score"] for row in found if row["task"] == task] for task in tasks]
+            axes.bar(
+                centers,
+                [np.mean(of_task) if of_task else 0 for of_task in scores],
+                space * (0.95 if apart else 0.6),
+                color=f"C{place}",
+                alpha=0.35 if apart else 1,
+                label=None if apart else method,
+            )
+            for center, of_task in zip(centers, scores, strict=True):
+                axes.plot([center] * len(of_task), of_task, "k.", markersize=2 if apart else 3)
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("score on dev x 100")
+    if any(row["apart"] for row in rows):
+        axes.set_title("pale: the texts of pairs encoded apart", fontsize=8)
     axes.legend(fontsize=7, ncols=2)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
     pyplot.close(figure)
