@@ -31,7 +31,7 @@ from bitbert.packed import (
     unpack_bits,
 )
 from bitbert.runtime import Runtime
-from tests.golden.make_golden import CARD, GOLDEN, PACKED, golden_model
+from tests.golden.make_golden import CARD, HEADS, PACKED, golden_model
 
 WEIGHTS = "model.safetensors"
 
@@ -51,17 +51,19 @@ def test_bit_order_is_little_endian() -> None:
     assert pack_bits(negative)[0].tolist() == [1, 2, 0, 0, 0, 0, 0, 0, 1 << 5, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_golden_bytes(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize("golden", HEADS)
+def test_golden_bytes(tmp_path: Path, tiny_tokenizer_folder: Path, golden: Path) -> None:
     """Writing the same model gives the same bytes, file by file."""
-    save_packed(tmp_path / "again", golden_model(tiny_tokenizer_folder), CARD)
-    for file in sorted(PACKED.iterdir()):
+    save_packed(tmp_path / "again", golden_model(tiny_tokenizer_folder, HEADS[golden]), CARD)
+    for file in sorted(golden.iterdir()):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert checkpoint_bytes(PACKED) == sum(file.stat().st_size for file in PACKED.iterdir())
+    assert checkpoint_bytes(golden) == sum(file.stat().st_size for file in golden.iterdir())
 
 
-def test_golden_checkpoint_answers_as_it_did() -> None:
-    answers = json.loads((GOLDEN / "packed-v2-answers.json").read_text(encoding="utf-8"))
-    predictions = Runtime.load(PACKED).classify([answer["text"] for answer in answers])
+@pytest.mark.parametrize("golden", HEADS)
+def test_golden_checkpoint_answers_as_it_did(golden: Path) -> None:
+    answers = json.loads(Path(f"{golden}-answers.json").read_text(encoding="utf-8"))
+    predictions = Runtime.load(golden).classify([answer["text"] for answer in answers])
     for answer, prediction in zip(answers, predictions, strict=True):
         assert prediction.logits == pytest.approx(answer["logits"], abs=1e-5)
 

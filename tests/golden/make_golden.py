@@ -15,11 +15,14 @@ from tests.conftest import write_tiny_tokenizer
 
 GOLDEN = Path(__file__).parent
 PACKED = GOLDEN / "packed-v2"
+PAIRS = GOLDEN / "packed-v2-pairs"
+HEADS = {PACKED: "classification", PAIRS: "pair_classification"}
 TEXTS = ("The old river crosses a quiet village.", "the doctor reads", "A queen keeps the bright harbor.")
+QUESTIONS = {PACKED: TEXTS, PAIRS: tuple(zip(TEXTS, TEXTS[::-1], strict=True))}
 CARD = "# Golden packed checkpoint, version 2\n\nNumbers from a generator; it has learnt nothing.\n"
 
 
-def golden_model(tokenizer_folder: Path) -> PackedModel:
+def golden_model(tokenizer_folder: Path, head: str = "classification") -> PackedModel:
     """A model whose every tensor comes from numpy's PCG64; hidden size and heads are not multiples of 64."""
     tokenizer = load_tokenizer(str(tokenizer_folder))
     config = PackedConfig(
@@ -39,7 +42,7 @@ def golden_model(tokenizer_folder: Path) -> PackedModel:
         hidden_act="gelu",
         ffn_input="signed",
         pooler="residual_norm",
-        head="classification",
+        head=head,
         max_length=16,
         labels=["negative", "positive", "neutral"],
         tokenizer=tokenizer.describe(),
@@ -62,15 +65,17 @@ def golden_model(tokenizer_folder: Path) -> PackedModel:
 def main() -> None:
     folder = write_tiny_tokenizer(GOLDEN / "tokenizer.tmp")
     try:
-        save_packed(PACKED, golden_model(folder), CARD, replace=True)
+        for path, head in HEADS.items():
+            save_packed(path, golden_model(folder, head), CARD, replace=True)
     finally:
         (folder / "tokenizer.json").unlink()
         folder.rmdir()
-    answers = [
-        {"text": text, "logits": prediction.logits}
-        for text, prediction in zip(TEXTS, Runtime.load(PACKED).classify(TEXTS), strict=True)
-    ]
-    (GOLDEN / "packed-v2-answers.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
+    for path, texts in QUESTIONS.items():
+        answers = [
+            {"text": text, "logits": prediction.logits}
+            for text, prediction in zip(texts, Runtime.load(path).classify(texts), strict=True)
+        ]
+        Path(f"{path}-answers.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

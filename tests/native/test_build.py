@@ -7,17 +7,15 @@ import struct
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bitbert.packed import PackedModel, load_packed, save_packed
 from bitbert.runtime import Runtime
 from tests.conftest import REPOSITORY
-from tests.golden.make_golden import PACKED
+from tests.golden.make_golden import PACKED, PAIRS
 
 NATIVE = REPOSITORY / "native"
 SOURCES = sorted((NATIVE / "src").glob("*.c"))
@@ -64,21 +62,6 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in mains}
 
 
-@pytest.fixture(scope="module")
-def for_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint with a head for pairs."""
-    model = load_packed(PACKED)
-    weight = np.concatenate([part * model.tensors["classifier.weight"] for part in (1, -2, 3, -4)], axis=1)
-    model = PackedModel(
-        replace(model.config, head="pair_classification"),
-        model.tensors | {"classifier.weight": weight},
-        model.tokenizer,
-    )
-    folder = tmp_path_factory.mktemp("pairs") / "packed"
-    save_packed(folder, model, "# card\n")
-    return folder
-
-
 def answer(program: Path, runner: list[str], ids: list[Any], folder: Path = PACKED, **env: str) -> list[float]:
     command = [*runner, str(program), str(folder), *map(str, ids)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env})
@@ -87,7 +70,7 @@ def answer(program: Path, runner: list[str], ids: list[Any], folder: Path = PACK
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if has_tools(target)])
-def test_the_example_answers_like_python(tmp_path: Path, target: str, for_pairs: Path) -> None:
+def test_the_example_answers_like_python(tmp_path: Path, target: str) -> None:
     compiler, flags, runner = TARGETS[target]
     program = compile_program(compiler, tmp_path / "answer", NATIVE / "examples" / "answer.c", *flags)
     for ids in ([2, 40, 41, 3], [2, *range(30, 44), 3]):
@@ -96,20 +79,18 @@ def test_the_example_answers_like_python(tmp_path: Path, target: str, for_pairs:
         assert answer(program, runner, ids) == answer(program, runner, ids, BITBERT_ISA="portable")
     for first, second in (([2, 40, 3], [50, 51, 3]), ([2, 3], [60])):
         types = [0] * len(first) + [1] * len(second)
-        for folder in (PACKED, for_pairs):
+        for folder in (PACKED, PAIRS):
             expected = Runtime.load(folder).logits(first + second, types)
             np.testing.assert_allclose(answer(program, runner, [*first, "--", *second], folder), expected, atol=2e-6)
 
 
-def test_the_example_reports_mistakes_in_a_sentence(
-    sanitized: dict[str, Path], tmp_path: Path, for_pairs: Path
-) -> None:
+def test_the_example_reports_mistakes_in_a_sentence(sanitized: dict[str, Path], tmp_path: Path) -> None:
     for arguments, message in (
         ((tmp_path, "5"), "config.json' cannot be read"),
         ((PACKED, "-1"), "token id -1, wanted 0 to"),
         ((PACKED, *(["5"] * 17)), "sequence of 17 tokens, wanted 1 to 16"),
-        ((for_pairs, "5", "6"), "a sequence without a second text, wanted token types 0 and then 1"),
-        ((for_pairs, "--", "6"), "a sequence without a second text"),
+        ((PAIRS, "5", "6"), "a sequence without a second text, wanted token types 0 and then 1"),
+        ((PAIRS, "--", "6"), "a sequence without a second text"),
     ):
         command = [str(sanitized["answer"]), *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -118,18 +99,18 @@ def test_the_example_reports_mistakes_in_a_sentence(
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_sanitizers_see_nothing_in_the_example(sanitized: dict[str, Path], for_pairs: Path) -> None:
+def test_sanitizers_see_nothing_in_the_example(sanitized: dict[str, Path]) -> None:
     for isa in ("", "portable"):
         assert len(answer(sanitized["answer"], [], [2, *range(30, 44), 3], BITBERT_ISA=isa)) == 3
         for first in (1, 8, 15):
             ids = [2, *range(30, 45)]
-            found = answer(sanitized["answer"], [], [*ids[:first], "--", *ids[first:]], for_pairs, BITBERT_ISA=isa)
+            found = answer(sanitized["answer"], [], [*ids[:first], "--", *ids[first:]], PAIRS, BITBERT_ISA=isa)
             assert len(found) == 3
 
 
 @pytest.mark.parametrize("head", ["classification", "pair_classification"])
-def test_fuzzed_files_end_in_sentences(sanitized: dict[str, Path], tmp_path: Path, head: str, for_pairs: Path) -> None:
-    folder = for_pairs if head == "pair_classification" else PACKED
+def test_fuzzed_files_end_in_sentences(sanitized: dict[str, Path], tmp_path: Path, head: str) -> None:
+    folder = PAIRS if head == "pair_classification" else PACKED
     config, weights = ((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
     seed = tmp_path / "seed"
     seed.write_bytes(struct.pack("<I", len(config)) + config + weights)
