@@ -17,6 +17,7 @@ from bitbert.pretrain.objective import (
     GlobalCounts,
     hidden_state_loss,
     pretraining_terms,
+    sentence_loss,
     soft_cross_entropy,
     weighted_sum,
 )
@@ -85,6 +86,19 @@ def test_terms_equal_their_formulas() -> None:
     assert weighted_sum(terms, LOSS).item() == pytest.approx(
         sum(weights[name] * value.item() for name, value in expected.items()), rel=1e-5
     )
+
+
+def test_a_text_that_is_not_there_has_no_gradient_and_rows_add_up() -> None:
+    student, teacher, batch = example()
+    states = student.hidden_states[-1].requires_grad_()
+    inputs = (teacher.hidden_states[-1], batch.attention_mask, batch.token_type_ids)
+    whole = sentence_loss(states, *inputs)
+    (gradient,) = torch.autograd.grad(whole, states)
+    assert gradient.isfinite().all()
+    assert (gradient.abs().sum(-1) > 0).equal(batch.attention_mask.bool())
+    alone = [sentence_loss(states[row : row + 1], *(x[row : row + 1] for x in inputs)) for row in range(4)]
+    assert torch.stack(alone).sum().item() == pytest.approx(whole.item(), rel=1e-5)
+    assert sentence_loss(3 * inputs[0], *inputs).item() == pytest.approx(0, abs=1e-5)  # directions alone count
 
 
 def test_hidden_states_in_units_of_the_teachers_variance() -> None:
