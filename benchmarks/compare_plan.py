@@ -86,11 +86,7 @@ class Budget:
         add("--pretrain-batch-size", type=int, default=32)
         add("--pretrain-max-length", type=int, default=64)
         add("--pretrain-learning-rate", type=float, default=2e-3)
-        add(
-            "--apart",
-            action="store_true",
-            help="further rows: pairs of texts encoded apart",
-        )
+        add("--apart", action="store_true", help="further rows: pairs of texts encoded apart")
         add("--model", help="a further row, bitbert: a run of bitbert-pretrain, or a packed or released model")
 
     @classmethod

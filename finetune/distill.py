@@ -21,7 +21,7 @@ from bitbert.model.distillation import (
     soft_cross_entropy,
     teacher_layers,
 )
-from bitbert.model.pairs import split_pairs
+from bitbert.model.pairs import compares_texts, split_pairs
 from bitbert.model.taps import Projections, ProjectionTap
 
 Weight = Annotated[float, Field(ge=0)]
@@ -86,9 +86,7 @@ class Distillation:
         with ProjectionTap(model) as tap:
             output = model(**inputs, output_hidden_states=True)
         ours, mask = tap.take(), batch["attention_mask"]
-        if (
-            getattr(model.config, "pairs", None) == "bi_encoder"
-        ):  # the states are those of the texts, and so is what counts of them
+        if compares_texts(model.config):  # the states are those of the texts, and so is what counts of them
             _, mask = split_pairs(batch["input_ids"], mask, batch["token_type_ids"])
         is_regression = output.logits.shape[-1] == 1
         heads = (model.config.num_attention_heads, self._teacher.config.num_attention_heads)

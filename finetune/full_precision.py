@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bitbert.model.modeling import sequence_loss
-from bitbert.model.pairs import pair_features, split_pairs
+from bitbert.model.pairs import compares_texts, encode_apart
 from bitbert.packed import PAIR_PARTS
 
 
@@ -20,32 +20,16 @@ class FullPrecisionClassifier(BertForSequenceClassification):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.compares_texts = getattr(config, "pairs", None) == "bi_encoder"
-        if self.compares_texts:
+        if compares_texts(config):
             self.classifier = nn.Linear(PAIR_PARTS * config.hidden_size, int(config.num_labels or 0))
             self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> Any:
         """As HF's; hidden states and attentions of a bi-encoder are those of the texts."""
-        if not self.compares_texts:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                labels=labels,
-                **options,
-            )
-        texts, mask = split_pairs(input_ids, attention_mask, token_type_ids)
-        output = self.bert(input_ids=texts, attention_mask=mask, **options)
-        seen = pair_features(output.last_hidden_state, mask, self.config.layer_norm_eps)
-        logits = self.classifier(self.dropout(seen))
+        if not compares_texts(self.config):
+            return super().forward(input_ids=input_ids, labels=labels, **inputs)
+        output = encode_apart(self.bert, input_ids, **inputs)
+        logits = self.classifier(self.dropout(output.pooler_output))
         return SequenceClassifierOutput(
             loss=None if labels is None else sequence_loss(self.config, logits, labels),
             logits=logits,

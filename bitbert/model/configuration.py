@@ -17,14 +17,8 @@ QUANT_METHOD = "bitbert_packed"
 SHAPE_FIELDS = (*SIZES, "layer_norm_eps")
 DROPOUT_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _INHERITED_FIELDS = (*SHAPE_FIELDS, *DROPOUT_FIELDS, "pad_token_id")
-_ARCHITECTURES = {
-    "none": "BitBertModel",
-    "nsp": "BitBertForNextSentencePrediction",
-    "classification": "BitBertForSequenceClassification",
-    "regression": "BitBertForSequenceClassification",
-    "pair_classification": "BitBertForSequenceClassification",
-    "pair_regression": "BitBertForSequenceClassification",
-}
+_PRETRAINED = {"none": "BitBertModel", "nsp": "BitBertForNextSentencePrediction"}
+"""The classes of packed heads that no task has finetuned; all others are BitBertForSequenceClassification."""
 
 WeightScale = Literal["tensor", "channel"]
 InputBinarizer = Literal["signed", "unsigned"]
@@ -173,9 +167,10 @@ def from_packed_config(packed: PackedConfig) -> dict[str, Any]:
     fields = {name: getattr(packed, name) for name in (*PACKED_METHOD_FIELDS, *SHAPE_FIELDS)}
     # How such a model trains on does not show in its function: that is what the method's name says.
     fields |= {name: PRESETS.get(packed.method, ELASTIC)[name] for name in _TRAINING_FIELDS}
-    fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [_ARCHITECTURES[packed.head]]}
+    architecture = _PRETRAINED.get(packed.head, "BitBertForSequenceClassification")
+    fields |= {"quantization_config": {"quant_method": QUANT_METHOD}, "architectures": [architecture]}
     fields["pairs"] = "bi_encoder" if packed.compares_texts else "cross_encoder"
-    if packed.head not in ("none", "nsp"):
+    if packed.head not in _PRETRAINED:
         labels = packed.labels or ["LABEL_0"]
         fields |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     return fields

@@ -20,6 +20,7 @@ from bitbert.model.modeling import (
     BitBertModel,
     BitBertPreTrainedModel,
 )
+from bitbert.model.pairs import compares_texts
 from bitbert.model.weights import WEIGHT_BINARIZERS
 from bitbert.packed import PackedConfig, PackedModel, pack_bits, tensor_specs, unpack_bits
 from bitbert.tokenizer import Tokenizer
@@ -129,7 +130,7 @@ def _head_of(model: PreTrainedModel) -> tuple[str, list[str]]:
     if isinstance(model, BitBertForPreTraining | BitBertForNextSentencePrediction):
         return "nsp", ["is_next", "not_next"]
     if isinstance(model, BitBertForSequenceClassification):
-        of_pairs = "pair_" if model.compares_texts else ""
+        of_pairs = "pair_" if compares_texts(model.config) else ""
         if model.num_labels == 1:
             return f"{of_pairs}regression", []
         names: Any = model.config.id2label

@@ -22,7 +22,7 @@ from bitbert.model.configuration import BitBertConfig
 from bitbert.model.layers import Embeddings, EncoderLayer, MaskedLMHead, Pooler
 from bitbert.model.linear import Binarizer, BinaryLinear
 from bitbert.model.methods import CodedEmbedding, CodedLinear, apply_method, freeze_fixed
-from bitbert.model.pairs import pair_features, split_pairs
+from bitbert.model.pairs import compares_texts, encode_apart
 from bitbert.model.precision import products_as_they_are
 from bitbert.packed import PAIR_PARTS
 
@@ -223,7 +223,12 @@ class _LabelledModel(BitBertPreTrainedModel):
         super().__init__(config)
         self.bitbert = BitBertModel(config)
 
-    def compute_logits(self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+    def encode(self, input_ids: Tensor, **inputs: Any) -> BaseModelOutputWithPooling:
+        """What the head sees: by default the encoder on its inputs and options."""
+        output: BaseModelOutputWithPooling = self.bitbert(input_ids, return_dict=True, **inputs)
+        return output
+
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
         """What the encoder says -> logits of the class's shape; each head has its own."""
         raise NotImplementedError
 
@@ -244,8 +249,9 @@ class _LabelledModel(BitBertPreTrainedModel):
             options: ``output_hidden_states``, ``output_attentions`` and ``return_dict``.
         """
         return_dict = self._returns_dict(options)
-        output = self.bitbert(input_ids, attention_mask, token_type_ids, return_dict=True, **options)
-        logits = self.compute_logits(output, attention_mask)
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        output = self.encode(input_ids, **inputs, **options)
+        logits = self.compute_logits(output)
         result = self.output_class(
             loss=None if labels is None else self.compute_loss(logits, labels),
             logits=logits,
@@ -265,7 +271,7 @@ class BitBertForMaskedLM(_LabelledModel, _WithMaskedLMHead):
         self.mlm_head = MaskedLMHead(config)
         self.post_init()
 
-    def compute_logits(self, output: BaseModelOutputWithPooling, _: Tensor | None) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
         return self.mlm_head(output.last_hidden_state)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -282,7 +288,7 @@ class BitBertForNextSentencePrediction(_LabelledModel):
         self.nsp_head = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
-    def compute_logits(self, output: BaseModelOutputWithPooling, _: Tensor | None) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
         return self.nsp_head(output.pooler_output)
 
 
@@ -319,29 +325,15 @@ class BitBertForSequenceClassification(_Classifier):
     output_class = SequenceClassifierOutput
 
     def __init__(self, config: BitBertConfig) -> None:
-        self.compares_texts = config.pairs == "bi_encoder"
-        super().__init__(config, PAIR_PARTS if self.compares_texts else 1)
+        super().__init__(config, PAIR_PARTS if compares_texts(config) else 1)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> ModelOutput | tuple[Any, ...]:
-        """As the other classes; labels (batch,) or (batch, labels)."""
-        if self.compares_texts:
-            input_ids, attention_mask = split_pairs(input_ids, attention_mask, token_type_ids)
-            token_type_ids = None
-        return super().forward(input_ids, attention_mask, token_type_ids, labels, **options)
+    def encode(self, input_ids: Tensor, **inputs: Any) -> BaseModelOutputWithPooling:
+        if not compares_texts(self.config):
+            return super().encode(input_ids, **inputs)
+        return encode_apart(self.bitbert, input_ids, return_dict=True, **inputs)
 
-    def compute_logits(self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
-        if not self.compares_texts:
-            return self.classify(output.pooler_output)
-        assert output.last_hidden_state is not None
-        assert attention_mask is not None  # split_pairs made it
-        return self.classify(pair_features(output.last_hidden_state, attention_mask, self.config.layer_norm_eps))
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
+        return self.classify(output.pooler_output)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return sequence_loss(self.config, logits, labels)
@@ -355,7 +347,7 @@ class BitBertForTokenClassification(_Classifier):
 
     output_class = TokenClassifierOutput
 
-    def compute_logits(self, output: BaseModelOutputWithPooling, _: Tensor | None) -> Tensor:
+    def compute_logits(self, output: BaseModelOutputWithPooling) -> Tensor:
         return self.classify(output.last_hidden_state)
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

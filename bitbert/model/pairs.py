@@ -4,10 +4,36 @@ Where one sequence holds both texts (a cross-encoder, BERT's way), [CLS] must fi
 common, and 1-bit attention learns that slowly. Vectors of single texts are what pretraining has made already.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bitbert.errors import UserError
+
+
+def compares_texts(config: Any) -> bool:
+    """Whether a model with this config, ours or HF's, encodes the texts of pairs apart."""
+    return getattr(config, "pairs", None) == "bi_encoder"
+
+
+def encode_apart(
+    encoder: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    **options: Any,
+) -> Any:
+    """``encoder``'s output on the texts of pairs; its pooled output is each pair's :func:`pair_features`.
+
+    Args:
+        encoder: our encoder or HF's; hidden states and attentions are those of the texts, (2 batch, ...).
+        options: of the encoder's forward pass.
+    """
+    texts, mask = split_pairs(input_ids, attention_mask, token_type_ids)
+    output = encoder(texts, attention_mask=mask, **options)
+    output.pooler_output = pair_features(output.last_hidden_state, mask, encoder.config.layer_norm_eps)
+    return output
 
 
 def split_pairs(
