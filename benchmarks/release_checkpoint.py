@@ -18,11 +18,12 @@ from typing import Any
 
 import yaml
 
-from bitbert.config import check_config
+from bitbert.config import check_config, load_config
 from bitbert.errors import UserError
 from bitbert.files import read_json
+from bitbert.finetune.config import FinetuneConfig
 from bitbert.finetune.report import results_markdown
-from bitbert.packed import PackedConfig, PackedModel, checkpoint_bytes, load_packed, save_packed
+from bitbert.packed import RECIPE_FILE, PackedConfig, PackedModel, checkpoint_bytes, load_packed, save_packed
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.run import TRAINING_FILE
 from bitbert.pretrain.run_folder import FINAL
@@ -32,16 +33,6 @@ from bitbert.shards import read_manifest
 
 _NAME = re.compile(r"bitbert-[a-z0-9][a-z0-9.-]*")
 _NOT_THE_RECIPE = {"output", "data", "tokenizer", "teacher", "tracking", "device"}
-_FINETUNING_KEYS = (
-    "learning_rate",
-    "epochs",
-    "batch_size",
-    "max_length",
-    "optimizer",
-    "schedule",
-    "selection",
-    "pairs",
-)
 
 
 def write_card(
@@ -54,6 +45,7 @@ def write_card(
     sentences: dict[str, Any] | None = None,
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
+    recipe: bool = False,
 ) -> str:
     """The model card, in Markdown.
 
@@ -63,6 +55,7 @@ def write_card(
         sentences: what sentence_encoder.py wrote.
         tokenizer: sources of a vocabulary that is not part of the checkpoint.
         data: further lines on data and licences, e.g. of a task's training set.
+        recipe: whether the checkpoint brings a recipe for finetuning.
 
     Raises:
         UserError: shards are missing, or ``training`` is not a pretraining's.
@@ -75,11 +68,11 @@ def write_card(
         "activations have one bit each.",
         _bullets(f"{key}: {value}" for key, value in describe_model(packed)),
         "## Use",
-        _use(name, packed, tokenizer),
+        _use(name, packed, tokenizer, recipe),
         "## Data and licences",
         _data(config, teacher_license, data or []),
         "## Recipe",
-        _recipe(config, training, results if task else None),
+        _recipe(config, training, results, task),
         "## Results",
         _results(training, results, sentences),
         "## Limits",
@@ -88,7 +81,7 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
+def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None, recipe: bool) -> str:
     second = ' "the text after it?"' if packed.head == "nsp" else ' "another text"' if packed.compares_texts else ""
     lines = [f'    bitbert-predict {name} "a text"{second}']
     if packed.head == "nsp":
@@ -107,6 +100,8 @@ def _use(name: str, packed: PackedConfig, tokenizer: list[str] | None) -> str:
         notes.append(f"The vocabulary is not part of this folder: it is read from {sources}, and checked by its hash.")
     else:
         notes.append("Nothing is downloaded.")
+    if recipe:
+        notes.append(f"Finetuning follows {RECIPE_FILE}; `--config` names another recipe, `KEY=VALUE` changes it.")
     return "\n".join(lines) + "\n\n" + " ".join(notes)
 
 
@@ -135,18 +130,21 @@ def _first_teacher(name: str) -> str:
     return _plain(name)
 
 
-def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: dict[str, Any] | None) -> str:
+def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: dict[str, Any] | None, task: bool) -> str:
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_THE_RECIPE)
     parts = [
         f"Pretrained by `bitbert-pretrain` for {training['steps']:,} steps, {training['tokens'] / 1e6:,.1f} M tokens, "
         f"in rows of at most {training['max_length']} tokens. What differs from the defaults:",
         _indented(values),
     ]
-    for name, task in _tasks(finetuned).items():
-        parts += [
-            f"Finetuned on {name} by `bitbert-finetune`, without a teacher:",
-            _indented({key: task["config"][key] for key in _FINETUNING_KEYS if key in task["config"]}),
-        ]
+    recipes: dict[str, list[str]] = {}
+    for name, result in _tasks(finetuned).items():
+        recipe = check_config(FinetuneConfig, result["config"], "results")
+        values = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"tracking"})
+        recipes.setdefault(_indented(values), []).append(name)
+    what = "Finetuned" if task else "For the scores below, copies were finetuned"
+    for text, names in recipes.items():
+        parts += [f"{what} on {', '.join(names)} by `bitbert-finetune`, without a teacher:", text]
     return "\n\n".join(parts)
 
 
@@ -207,6 +205,7 @@ def release(
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
     labels: str | None = None,
+    recipe: Path | None = None,
     replace: bool = False,
 ) -> Path:
     """Write ``checkpoints/name``; returns it.
@@ -229,9 +228,22 @@ def release(
         sentences=None if sentences is None else read_json(sentences, "sentence encoder's results"),
         data=data,
         tokenizer=tokenizer,
+        recipe=recipe is not None,
     )
-    save_packed(checkpoints / name, model, card, replace=replace, tokenizer_sources=tokenizer)
+    save_packed(
+        checkpoints / name,
+        model,
+        card,
+        replace=replace,
+        tokenizer_sources=tokenizer,
+        recipe=None if recipe is None else _recipe_text(recipe),
+    )
     return checkpoints / name
+
+
+def _recipe_text(path: Path) -> str:
+    load_config(FinetuneConfig, path)  # for what it refuses
+    return path.read_text(encoding="utf-8")
 
 
 def _renamed(model: PackedModel, labels: list[str]) -> PackedModel:
@@ -257,6 +269,7 @@ def main() -> None:
     )
     parser.add_argument("--data", action="append", help="a further line on data and licences; may be repeated")
     parser.add_argument("--labels", help="other names for the classes, in their order, e.g. negative,positive")
+    parser.add_argument("--recipe", type=Path, help="how bitbert-finetune is to train it by default, a YAML file")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--replace", action="store_true")
     arguments = vars(parser.parse_args())

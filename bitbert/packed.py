@@ -31,6 +31,7 @@ FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+RECIPE_FILE = "finetune.yaml"
 SUMS_FILE = "SHA256SUMS"
 
 _LAYERS = "bitbert.layers."
@@ -205,12 +206,19 @@ def tensor_specs(config: PackedConfig) -> dict[str, tuple[str, tuple[int, ...]]]
 
 
 def save_packed(
-    folder: Path, model: PackedModel, card: str, *, replace: bool = False, tokenizer_sources: list[str] | None = None
+    folder: Path,
+    model: PackedModel,
+    card: str,
+    *,
+    replace: bool = False,
+    tokenizer_sources: list[str] | None = None,
+    recipe: str | None = None,
 ) -> None:
     """Write a checkpoint; the folder appears whole or not at all.
 
     Args:
         tokenizer_sources: where the tokenizer is to be found instead of in the checkpoint, which then carries its hash.
+        recipe: YAML, how bitbert-finetune is to train it where nobody says otherwise.
 
     Raises:
         UserError: the tensors do not fit the config, or the folder exists and ``replace`` is false.
@@ -226,6 +234,8 @@ def save_packed(
         else:
             save_reference(temporary, model.tokenizer, tokenizer_sources, load_tokenizer)
         (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+        if recipe is not None:
+            (temporary / RECIPE_FILE).write_text(recipe, encoding="utf-8")
         sums = [f"{sha256_file(file)}  {file.name}\n" for file in sorted(temporary.iterdir())]
         (temporary / SUMS_FILE).write_text("".join(sums), encoding="utf-8")
 
@@ -251,6 +261,19 @@ def load_packed(path: str | Path) -> PackedModel:
     tensors = _unstack_layers(_map_tensors(folder / WEIGHTS_FILE), config, str(folder / WEIGHTS_FILE))
     _check_tensors(config, tensors, str(folder / WEIGHTS_FILE))
     return PackedModel(config, tensors, tokenizer)
+
+
+def recipe_of(path: str | Path) -> Path | None:
+    """The finetuning recipe that a checkpoint brings along; None: it brings none, or ``path`` is no checkpoint.
+
+    Raises:
+        UserError: as :func:`load_packed` does for a name or a file that is not what it was.
+    """
+    folder = find_model(path)
+    if not is_packed(folder) or not (folder / RECIPE_FILE).is_file():
+        return None
+    _check_sums(folder)
+    return folder / RECIPE_FILE
 
 
 def stack_layers(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import typer
 from bitbert.config import check_config, config_yaml, load_config, parse_overrides
 from bitbert.errors import run_door
 from bitbert.memory import prepare_memory
+from bitbert.packed import recipe_of
 from bitbert.presets import preset_fields
 from bitbert.tracking import check_mlflow_uri
 
@@ -24,6 +25,7 @@ _OVERRIDES = "Keys of the recipe to change, e.g. epochs=3 learning_rate=1e-4 tas
 _TASK = "GLUE tasks: all, or some of cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli (mnli answers AX too)."
 _GLUE_DIR = "Folder with the official GLUE files (CoLA/train.tsv, ...); without it they come from the Hugging Face hub."
 _TRAIN = "Your own training file, .csv, .tsv, .jsonl or SQuAD's .json; its columns say what kind of task it is."
+_CONFIG = "YAML file with the recipe; by default the one that a packed MODEL brings (finetune.yaml), else BiPFT's."
 _METHOD = "Preset that binarizes a full-precision MODEL without pretraining, e.g. baseline (docs/methods.md)."
 
 
@@ -40,7 +42,7 @@ def finetune(
     output: Annotated[Path, typer.Option(help="Folder for everything that comes out.")] = Path("runs/finetune"),
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds of the tables; finished ones are skipped.")] = "0",
     method: Annotated[str | None, typer.Option(help=_METHOD)] = None,
-    config: Annotated[str | None, typer.Option(help="YAML file with the recipe; BiPFT's by default.")] = None,
+    config: Annotated[str | None, typer.Option(help=_CONFIG)] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Check recipe, task and data, print the recipe, and stop; MODEL may be missing."),
@@ -55,9 +57,9 @@ def finetune(
 
       bitbert-finetune runs/pretrain --task all --seeds 0,1,2 --glue-dir glue --output runs/glue
 
-    One task, from a packed checkpoint, with another rate:
+    One task, from a released checkpoint, by the recipe that it brings, with another rate:
 
-      bitbert-finetune runs/packed --task sst2 --glue-dir glue --output runs/sst2 learning_rate=1e-4
+      bitbert-finetune bitbert-l6-h384 --task sst2 --glue-dir glue --output runs/sst2 learning_rate=1e-3
 
     Your own data; columns text,label or text_a,text_b,label are classes, score instead of label is regression, and in
     JSON lines tokens,tags is a class a word and question,context,answers is question answering:
@@ -69,8 +71,9 @@ def finetune(
 
     OUTPUT gets results.json, results.md and results.png; each seed its packed model, result.json and metrics.jsonl.
     """
-    if config is not None:
-        recipe = load_config(FinetuneConfig, config, overrides)
+    recipe_file = config or recipe_of(model)
+    if recipe_file is not None:
+        recipe = load_config(FinetuneConfig, recipe_file, overrides)
     else:
         recipe = check_config(FinetuneConfig, parse_overrides(overrides or []), origin="recipe")
     check_mlflow_uri(recipe.tracking.mlflow_uri)
@@ -87,7 +90,8 @@ def finetune(
     from .source import open_source
 
     summary = run_plan(open_source(model, method), tasks, recipe, seed_list, output, model_name=model)
-    typer.echo(f"{len(seed_list)} seed(s), selection {recipe.selection}")
+    followed = recipe_file or "of BiPFT, as published"
+    typer.echo(f"{len(seed_list)} seed(s), recipe {followed}, selection {recipe.selection}")
     typer.echo(scores_text(summary))
     typer.echo(f"everything is in {output}: results.md, results.json, results.png, and a model a seed")
 

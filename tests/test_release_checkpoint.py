@@ -16,7 +16,7 @@ from bitbert.packed import save_packed
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.runtime import Runtime
 from bitbert.tokenizer import load_tokenizer
-from tests.conftest import MINILM, tiny_model
+from tests.conftest import MINILM, REPOSITORY, tiny_model
 from tests.finetune.conftest import RECIPE, packed_model, pair_task  # noqa: F401 (fixtures)
 
 
@@ -65,13 +65,17 @@ def test_a_release_has_its_card_and_loads_by_name(
     checkpoints = tmp_path / "checkpoints"
     options = {"teacher_license": "Apache-2.0", "results": tmp_path / "tasks" / "results.json"}
     more = {"sentences": tmp_path / "sentences.json", "data": ["more: MIT"]}
-    folder = release(packed_model, "bitbert-tiny", run, checkpoints, **more, **options)
+    quick = REPOSITORY / "configs" / "finetune" / "quick.yaml"
+    folder = release(packed_model, "bitbert-tiny", run, checkpoints, recipe=quick, **more, **options)
+    assert (folder / "finetune.yaml").read_text() == quick.read_text()
     weights = "model.safetensors"
     assert (folder / weights).read_bytes() == (packed_model / weights).read_bytes()
     card = (folder / "README.md").read_text()
     for expected in (
         "# bitbert-tiny",
         "bitbert-finetune bitbert-tiny --task",
+        "Finetuning follows finetune.yaml",
+        "For the scores below, copies were finetuned on",
         "corpus.jsonl: not stated",
         "`some/bert with our masked-LM head`, Apache-2.0",
         "- more: MIT",
@@ -91,7 +95,9 @@ def test_a_release_has_its_card_and_loads_by_name(
 
     task = release(tmp_path / "tasks" / "seed-0" / "packed", "bitbert-tiny-task", run, checkpoints, **options)
     card = (task / "README.md").read_text()
-    assert "without a teacher:" in card
+    assert "\nFinetuned on" in card
+    assert not (task / "finetune.yaml").exists()
+    assert "Finetuning follows" not in card
     assert "epochs: 1" in card
     assert "bitbert-finetune bitbert-tiny-task" not in card
     assert '.classify(["a text"])[0].label  # ' in card
@@ -132,6 +138,14 @@ def test_a_vocabulary_of_others_is_named_and_not_copied(run: Path, tmp_path: Pat
     assert f"it is read from `{MINILM}`, and checked by its hash." in card
     assert "head nsp: other, next" in card
     assert Runtime.load(folder).classify(["the king reads"])[0].label in ("other", "next")
+
+
+def test_a_recipe_that_no_finetuning_would_take_is_refused(packed_model: Path, run: Path, tmp_path: Path) -> None:  # noqa: F811
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rats: 1.0e-3\n")
+    with pytest.raises(UserError, match="learning_rats"):
+        release(packed_model, "bitbert-x", run, tmp_path / "c", teacher_license="MIT", recipe=recipe)
+    assert not (tmp_path / "c").exists()
 
 
 def test_names_that_no_door_would_find_are_refused(packed_model: Path, run: Path, tmp_path: Path) -> None:  # noqa: F811

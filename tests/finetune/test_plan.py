@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from bitbert.errors import UserError
 from bitbert.finetune import hub
@@ -20,6 +21,7 @@ from bitbert.finetune.source import open_source
 from bitbert.finetune.statistics import averages
 from bitbert.finetune.submission import FILES, write_answers
 from bitbert.finetune.tasks import AVERAGED_TASKS, TASKS, GlueTask, find_tasks
+from bitbert.packed import load_packed, save_packed
 from tests.conftest import REPOSITORY, run_module
 from tests.finetune.conftest import RECIPE
 
@@ -293,3 +295,37 @@ def test_a_key_that_the_recipes_tasks_hide_is_refused(
 def test_help_teaches() -> None:
     result = run_module("bitbert.finetune", "--help")
     assert "bitbert-finetune runs/pretrain --task all --seeds 0,1,2 --glue-dir glue" in " ".join(result.stdout.split())
+
+
+def test_a_packed_model_may_bring_its_recipe(
+    packed_model: Path,
+    tiny_glue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is the default; keys go on top of it, and a recipe that is named replaces it."""
+    own, other, folder = "learning_rate: 0.003\nepochs: 1\n", tmp_path / "other.yaml", tmp_path / "model"
+    save_packed(folder, load_packed(packed_model), "card", recipe=own)
+    other.write_text("learning_rate: 0.004\n")
+    task = ("--task", "rte", "--glue-dir", tiny_glue)
+
+    def checked(*more: object) -> dict[str, Any]:
+        run_door(monkeypatch, folder, *task, "--check", *more)
+        recipe: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+        return recipe
+
+    recipes = [checked(), checked("learning_rate=0.005"), checked("--config", other)]
+    assert [(recipe["learning_rate"], recipe["epochs"]) for recipe in recipes] == [
+        (0.003, 1),
+        (0.005, 1),
+        (0.004, None),
+    ]
+    run_door(monkeypatch, folder, *task, "--output", tmp_path / "out", "max_length=16")
+    assert f"recipe {folder / 'finetune.yaml'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["config"]["learning_rate"] == 0.003
+
+    (folder / "finetune.yaml").write_text(own.replace("3", "9"))
+    with pytest.raises(SystemExit):
+        run_door(monkeypatch, folder, *task, "--check")
+    assert "finetune.yaml' was altered or cut off" in capsys.readouterr().err
