@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard native/src/* native
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# A process a processor, files in their order: tests that fork trainers come before those that train in their own process.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
