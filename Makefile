@@ -16,7 +16,8 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard native/src/* native
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# A process a processor, files in their order: tests that fork trainers come before those that train in their own process.
+# A process a processor, a file in one of them: its fixtures are made once. Not reordered: files of few tests would come last, and
+# those are the long ones.
 test: setup
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -19,6 +19,7 @@ from bitbert.resources import resolve
 from bitbert.tokenizer import load_tokenizer
 from tests.conftest import MINILM
 from tests.finetune.conftest import packed_model, tiny_glue  # noqa: F401 (fixtures)
+from tests.pretrain.runs import in_child
 
 
 def test_correlations_are_of_cosines() -> None:
@@ -98,7 +99,7 @@ def test_a_series_ends_in_its_table_and_goes_on_where_it_was(
     def series(*only: str) -> dict:
         configs = choose_recipe.read_recipes(tiny_recipes, [], tmp_path / "work", list(only))
         if not (tmp_path / "work" / "channel").exists():
-            pretrain(configs["channel"])
+            in_child(lambda: pretrain(configs["channel"]))
         choose_recipe.Series(configs, tmp_path / "work", tmp_path / "out.json", tiny_glue).run(1)
         return json.loads((tmp_path / "out.json").read_text())
 
