@@ -24,8 +24,17 @@ class FullPrecisionClassifier(BertForSequenceClassification):
             self.classifier = nn.Linear(PAIR_PARTS * config.hidden_size, int(config.num_labels or 0))
             self.post_init()
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
         """As HF's; hidden states and attentions of a bi-encoder are those of the texts."""
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, **options}
         if not compares_texts(self.config):
             return super().forward(input_ids=input_ids, labels=labels, **inputs)
         output = encode_apart(self.bert, input_ids, **inputs)

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitbert.packed import load_packed
+from bitbert.packed import load_packed, recipe_of
 from bitbert.released import FOLDER, released_names
 from bitbert.runtime import Runtime
 from bitbert.runtime.info import describe_model
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("name", released_names())
@@ -24,6 +25,13 @@ def test_it_is_whole_small_and_has_its_card(name: str) -> None:
     for key, value in describe_model(config):
         assert f"- {key}: {value}\n" in card
     assert str(Path.home()) not in card
+
+
+def test_what_is_there_to_be_finetuned_brings_the_recipe_of_the_docs() -> None:
+    quick = REPOSITORY / "configs" / "finetune" / "quick.yaml"
+    recipes = {name: recipe_of(name) for name in released_names()}
+    brought = {name: path.read_text(encoding="utf-8") for name, path in recipes.items() if path is not None}
+    assert brought == {"bitbert-l6-h384": quick.read_text(encoding="utf-8")}
 
 
 def test_texts_of_like_meaning_are_near() -> None:

@@ -101,6 +101,7 @@ def test_a_full_precision_model_of_pairs_is_ours_without_the_bits(tiny_teacher: 
     types = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
     with torch.no_grad():
         found = model(input_ids=ids, token_type_ids=types, labels=torch.tensor([0, 2]))
+        assert model(ids, torch.ones_like(ids), types).logits.equal(found.logits)  # HF's order of inputs
         means = [
             [bert(input_ids=torch.tensor([text])).last_hidden_state.mean(dim=1) for text in pair]
             for pair in ([[2, 10, 11, 3], [2, 20, 3]], [[2, 12, 3], [2, 21, 22, 3]])
