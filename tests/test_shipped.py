@@ -54,3 +54,13 @@ def test_texts_of_like_meaning_are_near() -> None:
 )
 def test_plain_sentiment_is_told(text: str, label: str) -> None:
     assert Runtime.load("bitbert-l6-h384-sst2").classify([text])[0].label == label
+
+
+def test_like_meaning_has_a_high_score() -> None:
+    model = Runtime.load("bitbert-l6-h384-stsb")  # of 0 to 5
+    guitar = "A man is playing a guitar."
+    pairs = [(guitar, "Someone plays the guitar."), (guitar, "The stock market fell sharply on Monday.")]
+    like, unlike = (answer.score for answer in model.classify(pairs))
+    assert like is not None
+    assert unlike is not None
+    assert like > 3 > 1.5 > unlike
