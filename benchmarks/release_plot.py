@@ -2,9 +2,9 @@
 
     python benchmarks/release_plot.py docs/images/release.png RUNTIME SENTENCES OURS TEACHER
 
-Files of JSON: RUNTIME of bench_runtime.py, SENTENCES of sentence_encoder.py, OURS results.json of bitbert-finetune, and
-TEACHER result.json of bitbert-method's full-precision stage on the same task. Those of the release are
-benchmarks/results/release-*.json.
+Files of JSON: RUNTIME of bench_runtime.py, SENTENCES of sentence_encoder.py, OURS results.json of bitbert-finetune for
+some tasks, and TEACHER result.json of bitbert-method's full-precision stage on one of them, which is shown. Those of
+the release are benchmarks/results/release-{runtime,sentences,glue,sst2-teacher}.json.
 """
 
 import sys
@@ -19,10 +19,10 @@ WIDTH, HEIGHT = 8.0, 2.6
 def measures(runtime: Path, sentences: Path, ours: Path, teacher: Path) -> list[tuple[str, float, float, str]]:
     """(title, 1 bit, full precision, format of the figures) of each panel."""
     speed, encoder = read_json(runtime, "runtime's measurements"), read_json(sentences, "sentence encoder's results")
-    task = read_json(ours, "results")
-    (found,) = task.get("tasks", {"": task}).values()
+    results, of_teacher = read_json(ours, "results"), read_json(teacher, "stage result")
+    found = results["tasks"][of_teacher["task"]]
     ((name, scores),) = found["mean"].items()
-    full = read_json(teacher, "stage result")["scores"][name]
+    full = of_teacher["scores"][name]
     bits, floats = encoder["rows"]
     return [
         ("file, MiB", speed["file_mib"], speed["ort_fp32_file_mib"], "{:.1f}"),

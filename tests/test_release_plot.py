@@ -9,7 +9,7 @@ from bitbert.files import read_json
 from bitbert.released import FOLDER
 from tests.conftest import REPOSITORY
 
-RECORDS = [REPOSITORY / "benchmarks/results" / f"release-{name}.json" for name in ("runtime", "sentences", "sst2")]
+RECORDS = [REPOSITORY / "benchmarks/results" / f"release-{name}.json" for name in ("runtime", "sentences", "glue")]
 TEACHER = REPOSITORY / "benchmarks/results/release-sst2-teacher.json"
 
 
@@ -25,7 +25,7 @@ def test_panels_are_the_records_figures_and_are_drawn(tmp_path: Path) -> None:
     assert bits[0] == pytest.approx(
         (FOLDER / "bitbert-l6-h384" / "model.safetensors").stat().st_size / 2**20, rel=0.001
     )
-    assert bits[2] == 100 * read_json(RECORDS[2], "results")["mean"]["dev"]["accuracy"]
+    assert bits[2] == 100 * read_json(RECORDS[2], "results")["tasks"]["sst2"]["mean"]["dev"]["accuracy"]
     assert all(full > found for _, found, full, _ in panels)
     plot(panels, tmp_path / "release.png")
     assert (tmp_path / "release.png").read_bytes().startswith(b"\x89PNG")
