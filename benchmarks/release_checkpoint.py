@@ -139,10 +139,10 @@ def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: Sequenc
         _indented(values),
     ]
     recipes: dict[str, list[str]] = {}
-    for name, result in (named for results in finetuned for named in _tasks(results).items()):
+    for result in (task for results in finetuned for task in _tasks(results)):
         recipe = check_config(FinetuneConfig, result["config"], "results")
         values = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"tracking"})
-        recipes.setdefault(_indented(values), []).append(name)
+        recipes.setdefault(_indented(values), []).append(result["title"])
     what = "Finetuned" if task else "For the scores below, copies were finetuned"
     for text, names in recipes.items():
         parts += [f"{what} on {', '.join(names)} by `bitbert-finetune`, without a teacher:", text]
@@ -179,8 +179,8 @@ def _limits(packed: PackedConfig, task: bool) -> str:
     return _bullets(lines)
 
 
-def _tasks(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return results["tasks"] if "tasks" in results else {results["title"]: results}
+def _tasks(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(results["tasks"].values()) if "tasks" in results else [results]
 
 
 def _bullets(lines: Any) -> str:

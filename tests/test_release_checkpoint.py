@@ -64,7 +64,8 @@ def test_a_release_has_its_card_and_loads_by_name(
     (tmp_path / "sentences.json").write_text(json.dumps({"set": "STS-B dev", "rows": rows}))
     checkpoints = tmp_path / "checkpoints"
     results = tmp_path / "tasks" / "results.json"
-    (tmp_path / "more.json").write_text(json.dumps(json.loads(results.read_text()) | {"title": "another"}))
+    tasks = {"second": json.loads(results.read_text()) | {"title": "another"}}
+    (tmp_path / "more.json").write_text(json.dumps({"model": "x", "tasks": tasks}))
     options = {"teacher_license": "Apache-2.0", "results": [results, tmp_path / "more.json"]}
     more = {"sentences": tmp_path / "sentences.json", "data": ["more: MIT"]}
     quick = REPOSITORY / "configs" / "finetune" / "quick.yaml"
