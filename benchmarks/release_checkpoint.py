@@ -12,7 +12,6 @@ pretraining that it came from.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def write_card(
     training: dict[str, Any],
     *,
     teacher_license: str,
-    results: Sequence[dict[str, Any]] = (),
+    results: dict[str, Any] | None = None,
     sentences: dict[str, Any] | None = None,
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
@@ -52,7 +51,7 @@ def write_card(
 
     Args:
         training: training.json of the pretraining; the manifests of its shards must still be there.
-        results: results.json of bitbert-finetune, one or more: a table each.
+        results: results.json of bitbert-finetune.
         sentences: what sentence_encoder.py wrote.
         tokenizer: sources of a vocabulary that is not part of the checkpoint.
         data: further lines on data and licences, e.g. of a task's training set.
@@ -131,7 +130,7 @@ def _first_teacher(name: str) -> str:
     return _plain(name)
 
 
-def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: Sequence[dict[str, Any]], task: bool) -> str:
+def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: dict[str, Any] | None, task: bool) -> str:
     values = config.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_THE_RECIPE)
     parts = [
         f"Pretrained by `bitbert-pretrain` for {training['steps']:,} steps, {training['tokens'] / 1e6:,.1f} M tokens, "
@@ -139,7 +138,7 @@ def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: Sequenc
         _indented(values),
     ]
     recipes: dict[str, list[str]] = {}
-    for result in (task for results in finetuned for task in _tasks(results)):
+    for result in _tasks(finetuned):
         recipe = check_config(FinetuneConfig, result["config"], "results")
         values = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"tracking"})
         recipes.setdefault(_indented(values), []).append(result["title"])
@@ -149,11 +148,11 @@ def _recipe(config: PretrainConfig, training: dict[str, Any], finetuned: Sequenc
     return "\n\n".join(parts)
 
 
-def _results(training: dict[str, Any], results: Sequence[dict[str, Any]], sentences: dict[str, Any] | None) -> str:
+def _results(training: dict[str, Any], results: dict[str, Any] | None, sentences: dict[str, Any] | None) -> str:
     metrics = "; ".join(f"{key.removeprefix('eval/')} {value:.4f}" for key, value in training["final_metrics"].items())
     parts = [f"At the end of pretraining, on held-out text: {metrics}."]
-    for found in results:
-        shown = {key: value for key, value in found.items() if key != "submission"}
+    if results is not None:
+        shown = {key: value for key, value in results.items() if key != "submission"}
         parts.append(results_markdown(shown).partition("\n\n")[2].strip())
     if sentences is not None:
         ours, teachers = (f"{100 * row['spearman']:.1f}" for row in sentences["rows"])
@@ -179,7 +178,9 @@ def _limits(packed: PackedConfig, task: bool) -> str:
     return _bullets(lines)
 
 
-def _tasks(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _tasks(results: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if results is None:
+        return []
     return list(results["tasks"].values()) if "tasks" in results else [results]
 
 
@@ -199,7 +200,7 @@ def release(
     checkpoints: Path,
     *,
     teacher_license: str,
-    results: Sequence[Path] = (),
+    results: Path | None = None,
     sentences: Path | None = None,
     data: list[str] | None = None,
     tokenizer: list[str] | None = None,
@@ -223,7 +224,7 @@ def release(
         model.config,
         training,
         teacher_license=teacher_license,
-        results=[read_json(path, "results") for path in results],
+        results=None if results is None else read_json(results, "results"),
         sentences=None if sentences is None else read_json(sentences, "sentence encoder's results"),
         data=data,
         tokenizer=tokenizer,
@@ -257,9 +258,7 @@ def main() -> None:
     parser.add_argument("name", help="e.g. bitbert-l6-h384")
     parser.add_argument("--run", type=Path, required=True, help="run of the pretraining")
     parser.add_argument("--teacher-license", required=True, help="e.g. Apache-2.0")
-    parser.add_argument(
-        "--results", type=Path, action="append", default=[], help="results.json of bitbert-finetune; may be repeated"
-    )
+    parser.add_argument("--results", type=Path, help="results.json of bitbert-finetune")
     parser.add_argument("--sentences", type=Path, help="what sentence_encoder.py wrote")
     parser.add_argument(
         "--tokenizer",

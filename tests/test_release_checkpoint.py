@@ -63,10 +63,10 @@ def test_a_release_has_its_card_and_loads_by_name(
     rows = [{"model": "bits", "spearman": 0.5}, {"model": "float", "spearman": 0.8}]
     (tmp_path / "sentences.json").write_text(json.dumps({"set": "STS-B dev", "rows": rows}))
     checkpoints = tmp_path / "checkpoints"
-    results = tmp_path / "tasks" / "results.json"
-    tasks = {"second": json.loads(results.read_text()) | {"title": "another"}}
-    (tmp_path / "more.json").write_text(json.dumps({"model": "x", "tasks": tasks}))
-    options = {"teacher_license": "Apache-2.0", "results": [results, tmp_path / "more.json"]}
+    one = json.loads((tmp_path / "tasks" / "results.json").read_text())
+    several = {"model": "x", "tasks": {"first": one, "second": one | {"title": "another"}}}
+    (tmp_path / "results.json").write_text(json.dumps(several))
+    options = {"teacher_license": "Apache-2.0", "results": tmp_path / "results.json"}
     more = {"sentences": tmp_path / "sentences.json", "data": ["more: MIT"]}
     quick = REPOSITORY / "configs" / "finetune" / "quick.yaml"
     folder = release(packed_model, "bitbert-tiny", run, checkpoints, recipe=quick, **more, **options)
@@ -117,7 +117,7 @@ def test_the_card_of_a_model_for_pairs(
 ) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 1, "max_train_rows": 16, "pairs": "bi_encoder"})
     run_plan(open_source(str(packed_model), None), [pair_task], recipe, [0], tmp_path / "task", model_name="x")
-    options = {"teacher_license": "MIT", "results": [tmp_path / "task" / "results.json"]}
+    options = {"teacher_license": "MIT", "results": tmp_path / "task" / "results.json"}
     folder = release(tmp_path / "task" / "seed-0" / "packed", "bitbert-pairs", run, tmp_path / "c", **options)
     card = (folder / "README.md").read_text()
     for expected in (
