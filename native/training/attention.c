@@ -13,7 +13,8 @@ BB_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
 
 typedef struct {
     const bb_attention_scores *s;
-    float *t, *step_sums, *dresidual;
+    float *t, *dresidual;
+    double *step_sums;
     void *attended, *dscores;
     const void *gradient;
     uint8_t *gate;
@@ -120,7 +121,7 @@ BB_INLINE void attend_query_backward(const attend_job *job, size_t item, size_t 
             dot = _mm512_fmadd_ps(dt, load_floats(t + k, lanes), dot);
         }
         total = _mm512_reduce_add_ps(dot);
-        job->step_sums[item] -= total / s->step;
+        job->step_sums[item] -= (double)total / s->step;
     }
 
     const __m512 mean = _mm512_set1_ps(total), factor = _mm512_set1_ps(s->factor), inverse_root = _mm512_set1_ps(s->inverse_root);
@@ -158,9 +159,7 @@ void bb_training_attend_backward(bb_pool *pool, const bb_attention_scores *score
     job.step_sums = malloc(scores->batch * sizeof *job.step_sums);
     if (!job.step_sums) abort();
     bb_pool_run(pool, scores->batch, attend_item_backward, &job);
-    double sum = 0;
-    for (size_t item = 0; item < scores->batch; item++) sum += job.step_sums[item];
-    *dstep = (float)sum;
+    *dstep = add_up(job.step_sums, scores->batch);
     free(job.step_sums);
 }
 

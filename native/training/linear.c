@@ -17,7 +17,8 @@ typedef struct {
     void *codes;
     uint8_t *window;
     const void *gradient;
-    float factor, *dx, *sums, *step_sums;
+    float factor, *dx, *sums;
+    double *step_sums;
 } binarize_job;
 
 /* t, given Phi(x) for GELU. `activation` and `kind` are constants where these are inlined. */
@@ -80,11 +81,12 @@ BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, con
     const bb_activations *a = job->a;
     const size_t begin = index * job->blocks.per_block, end = block_end(job->blocks, index);
     const __m512 factor = _mm512_set1_ps(job->factor);
-    __m512 ratios = _mm512_setzero_ps();
+    double step_sum = 0;
     /* A block's sums lie in the first-level cache; visiting its rows in order is what the prefetchers follow. */
     float *sums = job->sums ? job->sums + index * a->width : NULL;
     if (sums) memset(sums, 0, a->width * sizeof *sums);
-    for (size_t row = begin; row < end; row++)
+    for (size_t row = begin; row < end; row++) {
+        __m512 ratios = _mm512_setzero_ps();
         for (size_t column = 0; column < a->width; column += BB_LANES) {
             const __mmask16 lanes = lanes_inside(column, a->width);
             const size_t at = row * a->width + column;
@@ -100,7 +102,9 @@ BB_INLINE void binarize_backward_rows(const binarize_job *job, size_t index, con
             if (activation == BB_RELU) dx = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), dt);
             _mm512_mask_storeu_ps(job->dx + at, lanes, dx);
         }
-    if (kind != BB_SIGNED) job->step_sums[index] = -_mm512_reduce_add_ps(ratios) / a->step;
+        if (kind != BB_SIGNED) step_sum += _mm512_reduce_add_ps(ratios);
+    }
+    if (kind != BB_SIGNED) job->step_sums[index] = -step_sum / a->step;
 }
 
 static void binarize_backward_block(void *context, size_t worker, size_t index) {
@@ -126,13 +130,14 @@ void bb_training_binarize_backward(bb_pool *pool, const bb_activations *activati
     const size_t width = activations->width;
     binarize_job job = {.a = activations, .blocks = split_rows(activations->rows, width), .type = gradient_type, .window = (uint8_t *)window,
                         .gradient = gradient, .factor = factor, .dx = dx};
-    float *sums = malloc(job.blocks.count * (width + 1) * sizeof *sums);
-    if (!sums) abort();
+    float *sums = malloc(job.blocks.count * width * sizeof *sums);
+    job.step_sums = malloc(job.blocks.count * sizeof *job.step_sums);
+    if (!sums || !job.step_sums) abort();
     job.sums = dshift ? sums : NULL;
-    job.step_sums = sums + job.blocks.count * width;
     bb_pool_run(pool, job.blocks.count, binarize_backward_block, &job);
     if (dshift) fold_blocks(sums, job.blocks.count, width, dshift);
-    if (dstep && activations->kind != BB_SIGNED) fold_blocks(job.step_sums, job.blocks.count, 1, dstep);
+    if (dstep && activations->kind != BB_SIGNED) *dstep = add_up(job.step_sums, job.blocks.count);
+    free(job.step_sums);
     free(sums);
 }
 
@@ -225,13 +230,15 @@ typedef struct {
     int type;
     const int8_t *signs;
     const float *scale;
-    float step, *dweight, *step_sums;
+    float step, *dweight;
+    double *step_sums;
 } weight_job;
 
 BB_INLINE void weight_gradient_rows(const weight_job *job, size_t index, const int type) {
-    __m512 sum = _mm512_setzero_ps();
+    double step_sum = 0;
     for (size_t row = index * job->blocks.per_block; row < block_end(job->blocks, index); row++) {
         const __m512 factor = _mm512_set1_ps(job->step / job->scale[job->num_scales == 1 ? 0 : row]);
+        __m512 sum = _mm512_setzero_ps();
         for (size_t column = 0; column < job->width; column += BB_LANES) {
             const __mmask16 lanes = lanes_inside(column, job->width);
             const size_t at = row * job->width + column;
@@ -240,8 +247,9 @@ BB_INLINE void weight_gradient_rows(const weight_job *job, size_t index, const i
             sum = _mm512_fmadd_ps(correlation, sign, sum);
             _mm512_mask_storeu_ps(job->dweight + at, lanes, _mm512_mul_ps(correlation, factor));
         }
+        step_sum += _mm512_reduce_add_ps(sum);
     }
-    job->step_sums[index] = _mm512_reduce_add_ps(sum);
+    job->step_sums[index] = step_sum;
 }
 
 static void weight_gradient_block(void *context, size_t worker, size_t index) {
@@ -260,7 +268,7 @@ void bb_training_weight_gradient(bb_pool *pool, const void *correlation, int typ
     job.step_sums = malloc(job.blocks.count * sizeof *job.step_sums);
     if (!job.step_sums) abort();
     bb_pool_run(pool, job.blocks.count, weight_gradient_block, &job);
-    fold_blocks(job.step_sums, job.blocks.count, 1, dstep);
+    *dstep = add_up(job.step_sums, job.blocks.count);
     free(job.step_sums);
 }
 
