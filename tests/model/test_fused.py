@@ -158,7 +158,7 @@ def test_attention(use: Any, positions: int, dropout: float, weigh: str, bits: i
     use("torch")
     expected = run(attention, x, bias)
     use("native")
-    # Biases of the key factors have a gradient of zero with softmax: what is there is rounding of their weights', of 10.
+    # With softmax the key factors' biases have no gradient: what is there is the rounding of their weights', of 10.
     assert_close(run(attention, x, bias), expected, relative=2e-5, absolute=4e-6 * bits)
 
 
