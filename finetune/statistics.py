@@ -11,7 +11,7 @@ from .train import Scores
 SELECTIONS = {
     "best_epoch": "the evaluation with the best dev score is kept, as published: it was chosen on the rows it is "
     "scored on, so the score is optimistic",
-    "last_epoch": "the last weights are kept: nothing was chosen on the dev set",
+    "last_epoch": "the weights after the last epoch are kept, whatever they score on dev",
     "train_split": "the evaluation with the best score on rows held out of the training set is kept: nothing was "
     "chosen on the dev set",
 }
