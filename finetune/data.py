@@ -58,6 +58,13 @@ class TaskData:
             return self
         return dataclasses.replace(self, head=SequenceHead(self.head.labels, self.head.metrics, pairs))
 
+    def caveats_of(self, max_train_rows: int | None) -> list[str]:
+        """Why scores of a training on the first ``max_train_rows`` rows (None = all) are not GLUE's."""
+        caveats = list(self.caveats)
+        if self.glue is not None and max_train_rows is not None and max_train_rows < len(self.train):
+            caveats.append(f"{self.title} was trained on the first {max_train_rows:,} rows only")
+        return caveats
+
 
 def hash_examples(*sets: Examples) -> str:
     """Hex SHA-256 of data sets, in their order."""

@@ -27,7 +27,9 @@ def run_method(
     glue_dir: Annotated[
         Path | None, typer.Option(help="Folder with the official GLUE files; without it they come from the hub.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for TASK/STAGE/seed-N.")] = Path("runs/method"),
+    output: Annotated[Path, typer.Option(help="Folder for results.md, results.json and TASK/STAGE/seed-N.")] = Path(
+        "runs/method"
+    ),
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds; finished stages of each are skipped.")] = "0",
 ) -> None:
     """Run a published method: full precision, baseline, BiT, BiBERT, TernaryBERT or BinaryBERT.
@@ -36,12 +38,14 @@ def run_method(
 
       bitbert-method bert-base-uncased --config configs/finetune/methods/bit.yaml --task mrpc --glue-dir glue
 
-    Each stage of each seed leaves its latent model, the packed one where it has 1 bit throughout, and result.json.
-    Started again, the same command goes on with the stages that are not done.
+    Each stage of each seed leaves its latent model, the packed one where it has 1 bit throughout, and result.json;
+    OUTPUT/results.md is the table of all, results.json its numbers. Started again, the same command goes on with the
+    stages that are not done.
     """
     if not config or not task:
         raise UserError("--config (configs/finetune/methods/*.yaml) and --task are needed")
     recipe = load_config(MethodConfig, config, overrides)
+    from .stage_report import summarize_stages, write_stage_results
     from .stage_run import run_stages
 
     seed_list, tasks = parse_seeds(seeds), read_tasks(task, glue_dir, None, None)
@@ -50,10 +54,14 @@ def run_method(
     for stage, section in recipe.stages.items():
         if section.recipe is not None:
             refuse_keys_without_effect(section.recipe, overrides, names, f"stages.{stage}.recipe.")
+    results = []
     for data in tasks:
         for seed in seed_list:
             for result in run_stages(recipe, model, data, seed, output / data.name):
                 typer.echo(f"{data.title} seed {seed} {result['stage']}: {result['scores']}")
+                results.append(result)
+            write_stage_results(output, summarize_stages(results, tasks))  # readable while it goes on
+    typer.echo(f"everything is in {output}: results.md, results.json, and a model a stage and seed")
 
 
 def main() -> None:

@@ -108,12 +108,9 @@ def finetune(
             encoded = encoded or encode_task(task, source, config)
             found = _run_seed(source, task, encoded, config, seed, folder, identity)
         results[seed] = found
-    caveats = list(task.caveats)
-    if task.glue is not None and config.max_train_rows is not None and config.max_train_rows < len(task.train):
-        caveats.append(f"{task.title} was trained on the first {config.max_train_rows:,} rows only")
     return identity | {
         "title": task.title,
-        "caveats": caveats,
+        "caveats": task.caveats_of(config.max_train_rows),
         "test_caveats": list(task.test_caveats),
         "num_rows": {"train": len(task.train)} | {name: len(examples) for name, examples in task.evaluation.items()},
         "selection": config.selection,

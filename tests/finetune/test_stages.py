@@ -210,5 +210,8 @@ def test_the_command_runs_a_method_on_glue(
     with pytest.raises(SystemExit, match="0"):
         main()
     assert "STS-B seed 0 teacher" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert summary["stages"]["teacher"]["tasks"]["stsb"]["config"]["epochs"] == 1
+    assert "| stage | MiB | STS-B\\* | mean |" in (tmp_path / "results.md").read_text()
     result = json.loads((tmp_path / "stsb" / "teacher" / "seed-0" / "result.json").read_text())
     assert set(result["scores"]["dev"]) == {"pearson", "spearman"}
