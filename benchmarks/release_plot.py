@@ -1,10 +1,10 @@
 """The README's picture: what a released model keeps of its teacher.
 
-    python benchmarks/release_plot.py docs/images/release.png RUNTIME SENTENCES OURS TEACHER
+    python benchmarks/release_plot.py docs/images/release.png RUNTIME SENTENCES OURS REFERENCES
 
 Files of JSON: RUNTIME of bench_runtime.py, SENTENCES of sentence_encoder.py, OURS results.json of bitbert-finetune for
-some tasks, and TEACHER result.json of bitbert-method's full-precision stage on one of them, which is shown. Those of
-the release are benchmarks/results/release-{runtime,sentences,glue,sst2-teacher}.json.
+some tasks, SST-2 among them, and REFERENCES that of bitbert-method with a stage full-precision. Those of the release
+are benchmarks/results/release-{runtime,sentences,glue,references}.json.
 """
 
 import sys
@@ -16,18 +16,16 @@ from bitbert.files import read_json, write_atomically
 WIDTH, HEIGHT = 8.0, 2.6
 
 
-def measures(runtime: Path, sentences: Path, ours: Path, teacher: Path) -> list[tuple[str, float, float, str]]:
+def measures(runtime: Path, sentences: Path, ours: Path, references: Path) -> list[tuple[str, float, float, str]]:
     """(title, 1 bit, full precision, format of the figures) of each panel."""
     speed, encoder = read_json(runtime, "runtime's measurements"), read_json(sentences, "sentence encoder's results")
-    results, of_teacher = read_json(ours, "results"), read_json(teacher, "stage result")
-    found = results["tasks"][of_teacher["task"]]
-    ((name, scores),) = found["mean"].items()
-    full = of_teacher["scores"][name]
+    results, stages = read_json(ours, "results"), read_json(references, "results of stages")["stages"]
+    found, full = (tasks["sst2"] for tasks in (results["tasks"], stages["full-precision"]["tasks"]))
     bits, floats = encoder["rows"]
     return [
         ("file, MiB", speed["file_mib"], speed["ort_fp32_file_mib"], "{:.1f}"),
         (f"an answer of {speed['tokens']} tokens, ms", speed["total_ms"], speed["ort_fp32_ms"], "{:.1f}"),
-        (f"{found['title']} {name}, %", 100 * scores["accuracy"], 100 * full["accuracy"], "{:.1f}"),
+        ("SST-2 dev, %", *(100 * scores["mean"]["dev"]["accuracy"] for scores in (found, full)), "{:.1f}"),
         (f"{encoder['set']}, Spearman x 100", 100 * bits["spearman"], 100 * floats["spearman"], "{:.1f}"),
     ]
 

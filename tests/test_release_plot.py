@@ -9,12 +9,14 @@ from bitbert.files import read_json
 from bitbert.released import FOLDER
 from tests.conftest import REPOSITORY
 
-RECORDS = [REPOSITORY / "benchmarks/results" / f"release-{name}.json" for name in ("runtime", "sentences", "glue")]
-TEACHER = REPOSITORY / "benchmarks/results/release-sst2-teacher.json"
+RECORDS = [
+    REPOSITORY / "benchmarks/results" / f"release-{name}.json"
+    for name in ("runtime", "sentences", "glue", "references")
+]
 
 
 def test_panels_are_the_records_figures_and_are_drawn(tmp_path: Path) -> None:
-    panels = measures(*RECORDS, TEACHER)
+    panels = measures(*RECORDS)
     assert [title for title, *_ in panels] == [
         "file, MiB",
         "an answer of 128 tokens, ms",
