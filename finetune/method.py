@@ -45,7 +45,8 @@ def run_method(
     if not config or not task:
         raise UserError("--config (configs/finetune/methods/*.yaml) and --task are needed")
     recipe = load_config(MethodConfig, config, overrides)
-    from .stage_report import summarize_stages, write_stage_results
+    from .report import write_results
+    from .stage_report import stages_markdown, summarize_stages
     from .stage_run import run_stages
 
     seed_list, tasks = parse_seeds(seeds), read_tasks(task, glue_dir, None, None)
@@ -60,7 +61,8 @@ def run_method(
             for result in run_stages(recipe, model, data, seed, output / data.name):
                 typer.echo(f"{data.title} seed {seed} {result['stage']}: {result['scores']}")
                 results.append(result)
-            write_stage_results(output, summarize_stages(results, tasks))  # readable while it goes on
+            summary = summarize_stages(results, tasks)
+            write_results(output, summary, stages_markdown(summary))  # readable while it goes on
     typer.echo(f"everything is in {output}: results.md, results.json, and a model a stage and seed")
 
 

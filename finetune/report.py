@@ -1,14 +1,21 @@
-"""results.md, results.png and the model card: what was measured, how, and what it is not."""
+"""results.json, results.md, results.png and the model card: what was measured, how, and what it is not."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitbert.files import write_atomically
+from bitbert.files import write_atomically, write_json_atomically, write_text_atomically
 
 from .data import TaskData
 
-_NOT_GLUE = "\\*"
+NOT_GLUE = "\\*"
+"""Marks scores that are not GLUE's in tables."""
+
+
+def write_results(output: Path, summary: dict[str, Any], text: str) -> None:
+    """``output``'s results.json, and results.md: what is to be read of it."""
+    write_json_atomically(output / "results.json", summary)
+    write_text_atomically(output / "results.md", text)
 
 
 def results_markdown(summary: dict[str, Any]) -> str:
@@ -39,7 +46,7 @@ def results_markdown(summary: dict[str, Any]) -> str:
         lines += ["", *_average_lines(found)]
     caveats = [caveat for task in tasks for caveat in task["caveats"]]
     if caveats:
-        lines += ["", f"{_NOT_GLUE} Not a GLUE score: {'; '.join(caveats)}."]
+        lines += ["", f"{NOT_GLUE} Not a GLUE score: {'; '.join(caveats)}."]
     test_caveats = [caveat for task in tasks for caveat in task["test_caveats"]]
     if test_caveats:
         lines += ["", f"Answers that GLUE's server would not take: {'; '.join(test_caveats)}."]
@@ -54,7 +61,7 @@ def results_markdown(summary: dict[str, Any]) -> str:
 def scores_text(summary: dict[str, Any]) -> str:
     """The same table for a terminal."""
     lines = [
-        f"  {row['title'].replace(_NOT_GLUE, '*'):8} {row['set']:15} {row['metric']:12} {row['score']:>14}   "
+        f"  {row['title'].replace(NOT_GLUE, '*'):8} {row['set']:15} {row['metric']:12} {row['score']:>14}   "
         f"constant answer {row['majority']}"
         for row in _rows(_tasks(summary))
     ]
@@ -139,7 +146,7 @@ def _rows(tasks: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
                 deviation = task["standard_deviation"]
                 constant = task["majority"][name].get(metric)
                 yield {
-                    "title": task["title"] + (_NOT_GLUE if task["caveats"] else ""),
+                    "title": task["title"] + (NOT_GLUE if task["caveats"] else ""),
                     "set": name,
                     "metric": metric,
                     "score": f"{100 * mean:.2f}" + (f" ± {100 * deviation[name][metric]:.2f}" if deviation else ""),

@@ -15,15 +15,13 @@ from bitbert.tracking import flatten
 from .answers import answer_late, answer_tests
 from .config import FinetuneConfig
 from .data import TaskData
-from .report import model_card, plot_scores, results_markdown
+from .report import model_card, plot_scores, results_markdown, write_results
 from .seed_folder import RESULT, describe_training, read_result, track_seed
 from .source import Source
 from .statistics import SELECTIONS, averages, over_seeds
 from .submission import zip_submission
 from .tasks import TASKS
 from .train import EncodedTask, Trained, encode_task, show, train_seed
-
-RESULTS = "results.json"
 
 
 def run_plan(
@@ -54,16 +52,16 @@ def run_plan(
         _resolve(task, config, source)
     if len(tasks) == 1:
         summary = finetune(source, tasks[0], config, seeds, output, model_name=model_name)
-        _write_results(output, summary)
+        write_results(output, summary, results_markdown(summary))
         plot_scores(summary, output / "results.png")
         return summary
     summaries = {}
     for task in tasks:
         folder = output / task.name
         summaries[task.name] = finetune(source, task, config, seeds, folder, model_name=model_name)
-        _write_results(folder, summaries[task.name])
-        _write_results(output, _plan_summary(summaries, model_name, seeds, output))  # readable while it goes on
-    summary = _plan_summary(summaries, model_name, seeds, output)
+        write_results(folder, summaries[task.name], results_markdown(summaries[task.name]))
+        summary = _plan_summary(summaries, model_name, seeds, output)
+        write_results(output, summary, results_markdown(summary))  # readable while it goes on
     plot_scores(summary, output / "results.png")
     return summary
 
@@ -197,8 +195,3 @@ def _plan_summary(
         "averages": averages(summaries),
         "submission": {"files": [f"submission-seed-{seed}.zip" for seed in seeds], "missing": missing},
     }
-
-
-def _write_results(output: Path, summary: dict[str, Any]) -> None:
-    write_json_atomically(output / RESULTS, summary)
-    write_text_atomically(output / "results.md", results_markdown(summary))

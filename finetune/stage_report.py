@@ -1,15 +1,11 @@
 """results.json and results.md of bitbert-method: each stage's scores over seeds, a line a stage, a column a task."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from bitbert.files import write_json_atomically, write_text_atomically
-
 from .data import TaskData
+from .report import NOT_GLUE
 from .statistics import SELECTIONS, mean, mean_and_deviation, over_seeds, published_number
-
-RESULTS = "results.json"
 
 
 def summarize_stages(results: Iterable[dict[str, Any]], tasks: Iterable[TaskData]) -> dict[str, Any]:
@@ -49,7 +45,7 @@ def stages_markdown(summary: dict[str, Any]) -> str:
     """The table; the mean over tasks only of stages that have them all."""
     stages = summary["stages"]
     tasks = {name: found for stage in stages.values() for name, found in stage["tasks"].items()}
-    titles = [found["title"] + ("\\*" if found["caveats"] else "") for found in tasks.values()]
+    titles = [found["title"] + (NOT_GLUE if found["caveats"] else "") for found in tasks.values()]
     seeds = sorted(
         {int(seed) for stage in stages.values() for found in stage["tasks"].values() for seed in found["seeds"]}
     )
@@ -73,11 +69,5 @@ def stages_markdown(summary: dict[str, Any]) -> str:
     lines += [f"Selection `{name}`: {SELECTIONS[name]}." for name in sorted(selections)]
     caveats = {caveat: None for found in tasks.values() for caveat in found["caveats"]}
     if caveats:
-        lines += ["", f"\\* Not a GLUE score: {'; '.join(caveats)}."]
+        lines += ["", f"{NOT_GLUE} Not a GLUE score: {'; '.join(caveats)}."]
     return "\n".join(lines) + "\n"
-
-
-def write_stage_results(output: Path, summary: dict[str, Any]) -> None:
-    """``output``'s results.json and results.md."""
-    write_json_atomically(output / RESULTS, summary)
-    write_text_atomically(output / "results.md", stages_markdown(summary))

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.release_table import table
+from bitbert.config import load_config
 from bitbert.errors import UserError
 from bitbert.files import read_json
+from bitbert.finetune.config import FinetuneConfig
+from bitbert.finetune.stages import MethodConfig
+from bitbert.finetune.tasks import TASKS
 from tests.conftest import REPOSITORY
 
 OURS, REFERENCES = (REPOSITORY / "benchmarks/results" / f"release-{name}.json" for name in ("glue", "references"))
@@ -52,8 +56,22 @@ def test_figures(tmp_path: Path) -> None:
         table(ours, written("references.json", {"stages": stages}))
 
 
+def test_the_references_recipe_is_the_releases() -> None:
+    """Rates and full precision's way of pairs differ by intent, nothing else."""
+    quick = load_config(FinetuneConfig, REPOSITORY / "configs/finetune/quick.yaml", [])
+    references = load_config(MethodConfig, REPOSITORY / "configs/finetune/methods/quick_references.yaml", [])
+    for task in TASKS.values():
+        ours = quick.for_task(task.name, task.epochs)
+        for stage in ("full-precision", "unpretrained"):
+            found = references.recipe_of(stage).for_task(task.name, task.epochs)
+            intended = {"learning_rate": found.learning_rate}
+            if stage == "full-precision":
+                intended["pairs"] = "cross_encoder"
+            assert found == ours.model_copy(update=intended)
+
+
 def test_the_references_saw_as_much_as_the_release() -> None:
-    """Rates and the way of pairs differ by intent; rows, epochs, batches and length do not."""
+    """In the records, too: the same rows, epochs, batches and length, and the same seeds."""
     ours, stages = read_json(OURS, "results")["tasks"], read_json(REFERENCES, "results of stages")["stages"]
     same = ("epochs", "batch_size", "max_length", "max_train_rows", "schedule", "precision", "selection")
     for stage in stages.values():
