@@ -331,6 +331,35 @@ class PretrainConfig(FrozenConfig):
             first += phase.steps
         return tuple(sections)
 
+    def rate_at(self, step: int) -> float:
+        """Learning rate of the run's update number ``step`` (0-based)."""
+        section = [section for section in self.rate_sections() if section.first_step <= step][-1]
+        own = {"learning_rate": section.learning_rate, "warmup_steps": section.warmup_steps}
+        return self.optimizer.model_copy(update=own).rate_at(step - section.first_step, section.steps)
+
+    def course(self, end: int) -> tuple[tuple[object, ...], ...]:
+        """What phases and schedule say of the updates before number ``end``: which rows, and how each schedule went.
+
+        Equal courses gave these updates the same rows and rates, however the phases are cut and whatever comes after.
+        """
+        rows: list[tuple[object, int]] = []
+        first = 0
+        for phase in self.resolved_phases():
+            steps = min(phase.steps, end - first)
+            source = (phase.train, phase.heldout, phase.global_batch_size)
+            if steps > 0 and rows and rows[-1][0] == source:
+                rows[-1] = (source, rows[-1][1] + steps)
+            elif steps > 0:
+                rows.append((source, steps))
+            first += phase.steps
+        # Rates fall once they fall: sections of one peak and warm-up that agree at their last update agree before it.
+        rates = (
+            (*section._replace(steps=0), self.rate_at(min(end, section.first_step + section.steps) - 1))
+            for section in self.rate_sections()
+            if section.first_step < end
+        )
+        return (*rows, *rates)
+
 
 class ResolvedPhase(NamedTuple):
     """A phase's steps, shard folders and batch sizes."""

@@ -36,6 +36,14 @@ class TeacherHeadConfig(FrozenConfig):
     keep_checkpoints: Positive = 2
     precision: Annotated[Precision, Field(description="of matrix products")] = "fp32"
 
+    def rate_at(self, step: int) -> float:
+        """Learning rate of the update number ``step`` (0-based)."""
+        return self.optimizer.rate_at(step, self.steps)
+
+    def course(self, end: int) -> tuple[tuple[object, ...], ...]:
+        """As of a pretraining: here the rate of the last update before number ``end``."""
+        return ((self.rate_at(end - 1),),)
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         needed = self.optimizer.warmup_steps + (self.optimizer.decay_steps or 0)

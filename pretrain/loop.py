@@ -23,7 +23,7 @@ from .keeper import CheckpointKeeper
 from .monitor import BinaryMonitor
 from .objective import GlobalCounts, Objective, weighted_sum
 from .optim import build_optimizer
-from .phases import learning_rate_at, phase_at
+from .phases import phase_at
 from .preempt import PreemptedError, Preemption
 from .progress import progress_bar
 from .ranks import check_replicas
@@ -155,7 +155,7 @@ class Trainer:
         counts = self._agree(batches, num_rows=phase.global_batch_size)
         self.throughput.count(batches, counts.tokens)
         self._binarize_further()  # after the last chance to stop: checkpoints have the step sizes of the update before
-        learning_rate = learning_rate_at(self.config, self.step)
+        learning_rate = self.config.rate_at(self.step)
         with self.engine.whole_weights() if logging else nullcontext():
             self.monitor.watch(logging)
         sums: dict[str, torch.Tensor] = {}

@@ -1,13 +1,12 @@
-"""The phases of a run: which shards, batch sizes and learning rate belong to a step. All closed forms of the step."""
+"""The phases of a run: which shards and batch sizes belong to a step. All closed forms of the step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitbert.distributed import Topology
 
-from .config import PretrainConfig, ResolvedPhase
+from .config import ResolvedPhase
 from .data import Batch, BatchMaker
-from .schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,3 @@ def lay_out(sections: Sequence[ResolvedPhase], shards: dict[str, BatchMaker]) ->
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
     """The phase of update number ``step``; after the last update, the last phase."""
     return next((phase for phase in phases if step < phase.end_step), phases[-1])
-
-
-def learning_rate_at(config: PretrainConfig, step: int) -> float:
-    """Learning rate of the run's update number ``step`` (0-based)."""
-    section = [section for section in config.rate_sections() if section.first_step <= step][-1]
-    return learning_rate(
-        step - section.first_step,
-        schedule=config.optimizer.schedule,
-        peak=section.learning_rate,
-        warmup_steps=section.warmup_steps,
-        total_steps=section.steps,
-        decay_steps=config.optimizer.decay_steps,
-        floor=config.optimizer.floor,
-    )

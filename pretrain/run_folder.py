@@ -10,7 +10,7 @@ from bitbert.config import dump_config, read_mapping
 from bitbert.errors import UserError
 from bitbert.mlflow_mirror import forget_runs_of
 
-from .config import OptimizerSection, PretrainConfig
+from .config import PretrainConfig
 from .head_config import TeacherHeadConfig
 
 CONFIG_FILE = "config.yaml"
@@ -41,9 +41,9 @@ _MAY_CHANGE = (
 def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     """Check that the run folder is new or belongs to this config.
 
-    How it ends (``steps``, ``optimizer.decay_steps`` and ``floor``) may change as long as that changes no rate of an
-    update that was taken, which is what the warmup-stable-decay schedule is for: lengthen a run, or copy its folder
-    and let the copy decay early.
+    How it goes on and ends (``phases``, ``steps``, ``optimizer.decay_steps`` and ``floor``) may change as long as that
+    changes no row and no rate of an update that was taken: append a phase to a run that has ended, lengthen a
+    warmup-stable-decay run, or copy its folder and let the copy decay early.
 
     Raises:
         UserError: the folder holds a run with another config.
@@ -51,11 +51,12 @@ def refuse_other_run(config: PretrainConfig | TeacherHeadConfig) -> None:
     path = Path(config.output) / CONFIG_FILE
     if path.exists():
         new = config.model_dump(mode="json")
-        old = _with_defaults(read_recorded_config(path.parent), type(config))
-        recorded, wanted = _identity(old), _identity(new)
+        found = read_recorded_config(path.parent)
+        old = _validated(found, type(config))
+        recorded, wanted = _identity(found if old is None else old.model_dump(mode="json")), _identity(new)
         changed = [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]
-        if changed and not recorded["phases"] and _without_ending(recorded) == _without_ending(wanted):
-            _refuse_other_rates(old, new)
+        if changed and old is not None and _without_ending(recorded) == _without_ending(wanted):
+            _refuse_other_updates(old, config)
         elif changed:
             key = changed[0]
             raise UserError(
@@ -90,22 +91,18 @@ def _without_ending(config: dict[str, Any]) -> dict[str, Any]:
     optimizer = {
         key: value for key, value in config.get("optimizer", {}).items() if key not in ("decay_steps", "floor")
     }
-    return {**config, "steps": None, "optimizer": optimizer}
+    return {**config, "steps": None, "phases": None, "optimizer": optimizer}
 
 
-def _refuse_other_rates(old: dict[str, Any], new: dict[str, Any]) -> None:
-    taken = newest_step(Path(new["output"]))
-
-    def last_rate(config: dict[str, Any]) -> float:
-        return OptimizerSection.model_validate(config["optimizer"]).rate_at(taken - 1, config["steps"])
-
-    # Rates fall once they fall, so that updates before the last one agree too.
-    if taken > new["steps"] or (taken and last_rate(old) != last_rate(new)):
-        schedule, decay = new["optimizer"]["schedule"], new["optimizer"]["decay_steps"]
+def _refuse_other_updates(old: PretrainConfig | TeacherHeadConfig, new: PretrainConfig | TeacherHeadConfig) -> None:
+    taken = newest_step(Path(new.output))
+    if taken > new.steps or (taken and old.course(taken) != new.course(taken)):
+        phases = f", {len(new.phases)} phases" if isinstance(new, PretrainConfig) and new.phases else ""
         raise UserError(
-            f"run folder {new['output']!r} has taken {taken} of steps={old['steps']}, and with steps={new['steps']} "
-            f"and optimizer.decay_steps={decay} some of these updates would have another rate ({schedule}); only a "
-            "warmup-stable-decay run can end at another step, before its decay begins. Choose another output=..., "
+            f"run folder {new.output!r} has taken {taken} of steps={old.steps}, and with steps={new.steps} and "
+            f"optimizer.decay_steps={new.optimizer.decay_steps} ({new.optimizer.schedule}{phases}) some of these "
+            "updates would have other rows or another rate; a run can be given a phase after its last step, and a "
+            "warmup-stable-decay run can end at another step before its decay begins. Choose another output=..., "
             "or go on as it was"
         )
 
@@ -144,12 +141,14 @@ def claim_folder(config: PretrainConfig | TeacherHeadConfig) -> None:
     dump_config(config, folder / CONFIG_FILE)
 
 
-def _with_defaults(recorded: dict[str, Any], kind: type[PretrainConfig | TeacherHeadConfig]) -> dict[str, Any]:
+def _validated(
+    recorded: dict[str, Any], kind: type[PretrainConfig | TeacherHeadConfig]
+) -> PretrainConfig | TeacherHeadConfig | None:
     """A recorded config with the keys that came later: their defaults are what the run did without them."""
     try:
-        return kind.model_validate(recorded).model_dump(mode="json")
+        return kind.model_validate(recorded)
     except ValidationError:
-        return recorded  # keys that are gone: the comparison names one
+        return None  # keys that are gone: the comparison names one
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

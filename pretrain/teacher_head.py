@@ -140,7 +140,7 @@ class _Training:
 
     def _train_step(self) -> tuple[float, float]:
         section = self.config.optimizer
-        rate = section.rate_at(self.step, self.config.steps)
+        rate = self.config.rate_at(self.step)
         set_learning_rate(self.optimizer, rate)
         size = self.config.batch_size
         batch = self.train.batch(self.train.sample_rows(self.step * size, size)).to(self.device)

@@ -16,6 +16,7 @@ from bitbert.files import read_json, write_json_atomically
 from bitbert.pretrain.config import PretrainConfig
 from bitbert.pretrain.phases import phase_at
 from bitbert.pretrain.run import check_run
+from bitbert.pretrain.run_folder import refuse_other_run
 from tests.pretrain.runs import as_killed_after, run_here
 from tests.pretrain.settings import SMOKE, tiny_overrides
 
@@ -84,6 +85,35 @@ def whole_run(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     metrics = run_here(folder, *overrides)
     assert [line["step"] for line in metrics if "eval/mlm_loss" in line] == [0, 6]
     return folder
+
+
+def test_a_run_that_has_ended_goes_on_in_a_phase(
+    tiny_shards: Path, tiny_teacher: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    """In the bits of a run that had the phase from the start; what would change an update that was taken is refused."""
+    settings = [*tiny_overrides(tiny_shards, tiny_teacher), "eval_every=0", "optimizer.warmup_steps=1"]
+    ended = tmp_path / "run"
+    run_here(ended, *settings, "steps=3")
+    after = "{steps: 3, learning_rate: 1.0e-4, warmup_steps: 1}"
+    short = overrides[0]  # other shards
+    for phases in (
+        "phases=[{steps: 2}, {steps: 4, learning_rate: 1.0e-4}]",
+        f"phases=[{{steps: 3, learning_rate: 0.1}}, {after}]",
+        "phases=[{steps: 3}, {steps: 3}]",  # one schedule over six steps
+        f"phases=[{{steps: 3, global_batch_size: 16}}, {after}]",
+        f"phases=[{{steps: 2}}, {{steps: 1, train: {short.removeprefix('data.train=')}}}, {after}]",
+    ):
+        with pytest.raises(UserError, match=r"taken 3 of steps=3, .* phases\) some of these updates would have other"):
+            refuse_other_run(load_config(PretrainConfig, SMOKE, [*settings, f"output={ended}", phases]))
+    with pytest.raises(UserError, match="holds a run with seed="):
+        refuse_other_run(load_config(PretrainConfig, SMOKE, [*settings, f"output={ended}", "steps=3", "seed=1"]))
+    phases = f"phases=[{{steps: 1}}, {{steps: 2, micro_batch_size: 4}}, {after}]"
+    lines = run_here(ended, *settings, phases)
+    assert [line["learning_rate"] for line in lines if "learning_rate" in line][3:] == [1e-4, 1e-4, 5e-5]
+    run_here(tmp_path / "whole", *settings, phases)
+    expected = load_file(tmp_path / "whole" / "final" / "model.safetensors")
+    for name, tensor in load_file(ended / "final" / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_rows_longer_than_the_teacher_are_refused_in_any_phase(

@@ -7,7 +7,6 @@ import pytest
 from bitbert.config import check_config
 from bitbert.errors import UserError
 from bitbert.pretrain.config import PretrainConfig
-from bitbert.pretrain.phases import learning_rate_at
 from bitbert.pretrain.schedule import learning_rate
 
 TEN_OF_HUNDRED = {"peak": 2.0, "warmup_steps": 10, "total_steps": 100}
@@ -63,12 +62,12 @@ def test_phases_share_one_schedule() -> None:
     phased = config(phases=[{"steps": 6}, {"steps": 4, "train": "b/train", "heldout": "b/heldout"}])
     assert phased.steps == 10
     single = config(steps=10)
-    assert [learning_rate_at(phased, step) for step in range(10)] == [learning_rate_at(single, s) for s in range(10)]
+    assert [phased.rate_at(step) for step in range(10)] == [single.rate_at(step) for step in range(10)]
 
 
 def test_a_phase_with_its_own_peak_or_warm_up_begins_a_schedule() -> None:
     phased = config(phases=[{"steps": 4}, {"steps": 2}, {"steps": 5, "learning_rate": 0.5, "warmup_steps": 1}])
-    rates = [learning_rate_at(phased, step) for step in range(11)]
+    rates = [phased.rate_at(step) for step in range(11)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.5, 0.5, 0.375, 0.25, 0.125])
 
 
