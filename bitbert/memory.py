@@ -15,8 +15,8 @@ def prepare_memory() -> None:
 
     The C library maps what is larger than 32 MiB anew each time and gives it back when it is freed. The kernel then
     clears page after page of it: of a training step of BERT-base a third was that. So nothing is mapped by itself and
-    nothing is given back before :func:`give_back_memory`; a step's tensors have the sizes of the step before. (In one
-    heap of ten the first tensors of a size, up to 32, still take new memory: glibc's thread cache holds a few bytes
+    nothing is given back before :func:`give_back_memory`; a step's tensors have the sizes of the step before. (In some
+    heaps the first tensors of a size, up to 32, still take new memory: glibc's thread cache holds a few bytes
     beside each, of which the next one, aligned, has need.)
     Either part is left alone where the environment says something about it, the second where there is no glibc.
     """

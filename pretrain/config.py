@@ -354,7 +354,12 @@ class PretrainConfig(FrozenConfig):
             first += phase.steps
         # Rates fall once they fall: sections of one peak and warm-up that agree at their last update agree before it.
         rates = (
-            (*section._replace(steps=0), self.rate_at(min(end, section.first_step + section.steps) - 1))
+            (
+                section.first_step,
+                section.learning_rate,
+                section.warmup_steps,
+                self.rate_at(min(end, section.first_step + section.steps) - 1),
+            )
             for section in self.rate_sections()
             if section.first_step < end
         )

@@ -97,10 +97,9 @@ def _without_ending(config: dict[str, Any]) -> dict[str, Any]:
 def _refuse_other_updates(old: PretrainConfig | TeacherHeadConfig, new: PretrainConfig | TeacherHeadConfig) -> None:
     taken = newest_step(Path(new.output))
     if taken > new.steps or (taken and old.course(taken) != new.course(taken)):
-        phases = f", {len(new.phases)} phases" if isinstance(new, PretrainConfig) and new.phases else ""
         raise UserError(
             f"run folder {new.output!r} has taken {taken} of steps={old.steps}, and with steps={new.steps} and "
-            f"optimizer.decay_steps={new.optimizer.decay_steps} ({new.optimizer.schedule}{phases}) some of these "
+            f"optimizer.decay_steps={new.optimizer.decay_steps} ({new.optimizer.schedule}) some of these "
             "updates would have other rows or another rate; a run can be given a phase after its last step, and a "
             "warmup-stable-decay run can end at another step before its decay begins. Choose another output=..., "
             "or go on as it was"

@@ -48,7 +48,7 @@ print(before - resident(), sum(each.sum().item() for each in kept_apart))
 def fill(**environment: str) -> tuple[int, int]:
     """Page faults of filling 40 MiB the first time, and once that has settled, in a process of its own.
 
-    One heap in ten has the tensor where glibc's thread cache takes what alignment leaves beside it: what is freed is
+    Some heaps have the tensor where glibc's thread cache takes what alignment leaves beside it: what is freed is
     then a few bytes too small for the next tensor. Each one moves on, out of the cache's sizes within 32.
     """
     command = [sys.executable, "-c", FILL]

@@ -103,7 +103,7 @@ def test_a_run_that_has_ended_goes_on_in_a_phase(
         f"phases=[{{steps: 3, global_batch_size: 16}}, {after}]",
         f"phases=[{{steps: 2}}, {{steps: 1, train: {short.removeprefix('data.train=')}}}, {after}]",
     ):
-        with pytest.raises(UserError, match=r"taken 3 of steps=3, .* phases\) some of these updates would have other"):
+        with pytest.raises(UserError, match=r"taken 3 of steps=3, .* some of these updates would have other rows or"):
             refuse_other_run(load_config(PretrainConfig, SMOKE, [*settings, f"output={ended}", phases]))
     with pytest.raises(UserError, match="holds a run with seed="):
         refuse_other_run(load_config(PretrainConfig, SMOKE, [*settings, f"output={ended}", "steps=3", "seed=1"]))

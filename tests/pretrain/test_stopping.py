@@ -105,10 +105,7 @@ def test_a_copy_of_a_stable_run_decays_early_and_ends_like_a_run_of_that_length(
     (tmp_path / "linear" / "checkpoints" / "step-00000004").mkdir(parents=True)
     config = load_config(PretrainConfig, tmp_path / "linear" / "config.yaml", [f"output={tmp_path}/linear"])
     refuse_other_run(config)
-    with pytest.raises(
-        UserError,
-        match=r"steps=12 .*\(linear\) some of these updates would have other rows or",
-    ):
+    with pytest.raises(UserError, match=r"steps=12 .*\(linear\) some of these updates would have other rows or"):
         refuse_other_run(config.model_copy(update={"steps": 12}))
 
 
